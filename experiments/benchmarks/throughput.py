@@ -1,0 +1,95 @@
+"""What GradNorm costs on top of the forward pass, and what it costs in the style of its first code.
+
+    python experiments/benchmarks/throughput.py --model bit_r50x1 --image-size 224 --batch-size 8
+
+Three ways are timed in turn, in one process, on random images and weights:
+
+- forward: features and logits of a batch, compiled.
+- evaluate: the compiled step of `gradnorm-jax evaluate` with GradNorm as its only detector.
+- one by one: batch 1 and a backward pass through the whole network, of which only the last layer's
+  gradient is used; the way of the authors' published code.
+
+Printed are medians of images per second, and ratios of the times measured side by side.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, scale
+from gradnorm_jax.detectors import parse_detectors
+from gradnorm_jax.evaluation.scoring import forward_pixels, score_pixels
+from gradnorm_jax.losses import kl_to_uniform
+from gradnorm_jax.models import ARCHITECTURES, init_model
+from gradnorm_jax.sharding import batch_mesh
+from gradnorm_jax.types import Model, Params, get_path
+
+
+@functools.partial(jax.jit, static_argnames="preprocess")
+def one_by_one(model: Model, pixels: jax.Array, preprocess: Preprocess) -> jax.Array:
+    """The score of one image, `[1, H, W, 3] -> []`, by backpropagation to all parameters."""
+
+    def loss(params: Params) -> jax.Array:
+        logits = dataclasses.replace(model, params=params)(scale(pixels, preprocess)).logits
+        return kl_to_uniform(logits)[0]
+
+    gradients = jax.grad(loss)(model.params)
+    # Returning another gradient's sum keeps the compiler from dropping the rest of the pass.
+    unused = sum(jax.tree.leaves(jax.tree.map(lambda g: 0.0 * g.sum(), gradients)))
+    return jnp.abs(get_path(gradients, model.head.kernel)).sum() + unused
+
+
+def seconds(work: Callable[[], jax.Array]) -> float:
+    """The time that `work` takes until its result is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - start
+
+
+def main(
+    model: str = "bit_r50x1",
+    image_size: int = 224,
+    batch_size: int = 8,
+    num_classes: int = 1000,
+    repeats: int = 10,
+) -> None:
+    """Times the three ways and prints the table.
+
+    Args:
+        model: architecture.
+        image_size: side of the images in pixels.
+        batch_size: of the first two ways; also the number of images that the third one takes.
+        num_classes: size of the last layer.
+        repeats: rounds, each of which times all three.
+    """
+    network = init_model(model, num_classes, jax.random.key(0))
+    preprocess = get_preprocess(ARCHITECTURES[model].preprocess)
+    shape = (batch_size, image_size, image_size, 3)
+    pixels = jnp.asarray(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
+    detectors, mesh = parse_detectors(["gradnorm"]), batch_mesh(jax.devices()[:1])
+    common = {"preprocess": preprocess, "mesh": mesh}
+    ways: dict[str, Callable[[], jax.Array]] = {
+        "forward": lambda: forward_pixels(network, pixels, **common),
+        "evaluate": lambda: score_pixels(network, {}, pixels, detectors=detectors, **common),
+        "one by one": lambda: [one_by_one(network, x[None], preprocess) for x in pixels],
+    }
+    for work in ways.values():
+        seconds(work)  # compiles
+    rounds = [{name: seconds(work) for name, work in ways.items()} for _ in range(repeats)]
+    print(f"{model}, {image_size} px, batch {batch_size}, {jax.devices()[0].device_kind}")
+    print(f"{'':12}{'images/s':>10}{'time / forward':>16}")
+    for name in ways:
+        speed = batch_size / statistics.median(times[name] for times in rounds)
+        ratio = statistics.median(times[name] / times["forward"] for times in rounds)
+        print(f"{name:12}{speed:10.2f}{ratio:16.3f}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,1 @@
+"""Runs, results and reports: all that has state, files or progress."""

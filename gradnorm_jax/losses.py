@@ -1,0 +1,123 @@
+"""Losses whose gradients are the detectors' signal, as pure functions of logits.
+
+All are in nats and work per example, `[..., C] -> [...]`. Inputs narrower than float32 are widened
+to it first, so that bfloat16 logits are accumulated in float32.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def kl_to_uniform(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    r"""Kullback-Leibler divergence from the softmax to the uniform distribution.
+
+    .. math:: KL(u \| p) = -\frac{1}{C} \sum_c \log p_c - \log C, \quad p = softmax(logits / T)
+
+    Its gradient with respect to the logits is (p - 1/C) / T, computed without cancellation: for
+    nearly equal logits as for logits 1e4 apart, in float32 and for any number of classes.
+
+    Args:
+        logits: `[..., C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[...]` in nats, >= 0, zero if and only if p is uniform.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+
+    References:
+        Huang, Geng, Li (2021), "On the Importance of Gradients for Detecting Distributional Shifts
+        in the Wild", equation 4. https://arxiv.org/abs/2110.00218
+    """
+    return _kl_to_uniform(_scale(logits, temperature))
+
+
+def cross_entropy(logits: jax.Array, target: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    r"""Cross entropy between a given distribution and the softmax.
+
+    .. math:: H(q, p) = -\sum_c q_c \log p_c, \quad p = softmax(logits / T)
+
+    Args:
+        logits: `[..., C]`.
+        target: `[..., C]`, the distribution q; it takes no gradient.
+        temperature: T > 0.
+
+    Returns:
+        `[...]` in nats, at least the entropy of `target`.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+    """
+    log_p = jax.nn.log_softmax(_scale(logits, temperature))
+    return -(jax.lax.stop_gradient(target).astype(log_p.dtype) * log_p).sum(axis=-1)
+
+
+def softmax_minus_uniform(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """The difference p - 1/C, p = softmax(logits / T), each entry to full relative precision.
+
+    Subtracting 1/C from a softmax that is nearly uniform would leave only rounding errors; this
+    takes the difference between the logarithms instead.
+
+    Args:
+        logits: `[..., C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[..., C]`, entries in [-1/C, 1 - 1/C], summing to zero.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+    """
+    scaled = _scale(logits, temperature)
+    return jnp.expm1(_log_ratio(scaled)) / scaled.shape[-1]
+
+
+def widen(x: jax.Array) -> jax.Array:
+    """`x` in float32, or in its own type if that is wider."""
+    return x.astype(np.promote_types(x.dtype, np.float32))
+
+
+def check_temperature(temperature: float | jax.Array) -> None:
+    """Raises ValueError unless `temperature` is positive and finite; a traced one passes."""
+    if isinstance(temperature, jax.core.Tracer):
+        return
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be positive and finite, got {temperature}")
+
+
+def _scale(logits: jax.Array, temperature: float) -> jax.Array:
+    # The largest goes to zero before the division, so that no exponential overflows.
+    check_temperature(temperature)
+    logits = widen(logits)
+    return (logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))) / temperature
+
+
+def _log_ratio(scaled: jax.Array) -> jax.Array:
+    """log(p / u) = log p_c + log C for logits whose maximum is zero."""
+    centred = scaled - scaled.mean(axis=-1, keepdims=True)
+    near = jnp.abs(centred).max(axis=-1, keepdims=True) < 1.0
+    centred = jnp.where(near, centred, jnp.zeros_like(centred))
+    # Exact where all logits are close: log1p and expm1 keep what 1 + x would round away.
+    close = centred - jnp.log1p(jnp.expm1(centred).mean(axis=-1, keepdims=True))
+    # Exact where they are far apart: a mean of huge logits would round away their differences.
+    apart = jax.nn.log_softmax(scaled) + math.log(scaled.shape[-1])
+    return jnp.where(near, close, apart)
+
+
+@jax.custom_jvp
+def _kl_to_uniform(scaled: jax.Array) -> jax.Array:
+    return jnp.maximum(-_log_ratio(scaled).mean(axis=-1), 0.0)
+
+
+@_kl_to_uniform.defjvp
+def _kl_to_uniform_jvp(
+    primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    # The derivative is p - u. Derived step by step it would be a softmax minus a mean, and cancel.
+    ratio = _log_ratio(*primals)
+    value = jnp.maximum(-ratio.mean(axis=-1), 0.0)
+    return value, (jnp.expm1(ratio) * tangents[0]).mean(axis=-1)

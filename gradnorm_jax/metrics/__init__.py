@@ -1,0 +1,32 @@
+"""How well scores separate in-distribution (ID) from out-of-distribution (OOD) inputs.
+
+Everything is exact, in float64 NumPy on the host. All functions take the scores of the two sets,
+`[N]` and `[M]`, where higher means more in-distribution, and every figure is in [0, 1]. An input
+passes as ID at a threshold if its score is equal to it or higher; equal scores pass or fail
+together, so the order in which ties are listed never matters.
+
+Raised by all: ValueError if a set is empty, is not one-dimensional, or holds a score that is not
+finite.
+"""
+
+from gradnorm_jax.metrics.figures import (
+    aupr_in,
+    aupr_out,
+    auroc,
+    detection_error,
+    fpr_at_tpr,
+    threshold_at_tpr,
+)
+from gradnorm_jax.metrics.intervals import Estimate, Metrics, evaluate_scores
+
+__all__ = [
+    "Estimate",
+    "Metrics",
+    "aupr_in",
+    "aupr_out",
+    "auroc",
+    "detection_error",
+    "evaluate_scores",
+    "fpr_at_tpr",
+    "threshold_at_tpr",
+]

@@ -1,0 +1,73 @@
+"""Entrywise norms of arrays `[B, ...]`, the one norm of the whole library."""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from gradnorm_jax.losses import widen
+
+
+def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
+    r"""Entrywise norm of each example of a batch, over all axes but the first.
+
+    .. math:: \|x\|_q = \Big(\sum_i |x_i|^q\Big)^{1/q}, \quad \|x\|_\infty = \max_i |x_i|
+
+    Entries are divided by the largest before a power is taken, so that neither small nor large
+    orders overflow or underflow where the norm itself does not; zeros give zero. Inputs narrower
+    than float32 are widened to it before anything is added.
+
+    Args:
+        x: `[B, ...]`, real.
+        ord: q, at least 0.5, or `math.inf`. Below 1 it is a quasi-norm.
+
+    Returns:
+        `[B]`, >= 0, in float32 or in the type of `x` if that is wider.
+
+    Raises:
+        ValueError: the order is below 0.5 or not a number.
+    """
+    check_order(ord)
+    size = jnp.abs(widen(x))
+    axes = tuple(range(1, size.ndim))
+    if ord == 1:
+        return size.sum(axis=axes)
+    largest = size.max(axis=axes, keepdims=True, initial=0)
+    if math.isinf(ord):
+        return largest.reshape(x.shape[0])
+    # An infinite entry is not a scale: dividing by it would make the norm nan instead of infinite.
+    scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
+    total = _power(size / scale, ord).sum(axis=axes)
+    return scale.reshape(x.shape[0]) * _power(total, 1 / ord)
+
+
+def combine_norms(norms: Mapping[str, jax.Array], *, ord: float = 1) -> jax.Array:
+    """The norm over the concatenation of several arrays, from the norm of each.
+
+    Args:
+        norms: norms `[B]` of the parts, all of order `ord`, by name.
+        ord: their order, as in `entrywise_norm`.
+
+    Returns:
+        `[B]`, the norm of all parts taken as one vector.
+
+    Raises:
+        ValueError: the order is below 0.5 or not a number, or there are no parts.
+    """
+    if not norms:
+        raise ValueError("norms is empty; give the norm of at least one part")
+    return entrywise_norm(jnp.stack(list(norms.values()), axis=1), ord=ord)
+
+
+def check_order(ord: float) -> None:
+    """Raises ValueError unless `ord` is a number >= 0.5 or infinity."""
+    if not ord >= 0.5:
+        raise ValueError(f"ord must be at least 0.5 or infinity, got {ord}")
+
+
+def _power(x: jax.Array, exponent: float) -> jax.Array:
+    """`x ** exponent` for x >= 0, by a root or a product where that is exact and cheap."""
+    if exponent == 0.5:
+        return jnp.sqrt(x)
+    return x ** (int(exponent) if exponent == int(exponent) else exponent)

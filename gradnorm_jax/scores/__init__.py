@@ -1,0 +1,35 @@
+"""Pure score functions; in all of them higher means more in-distribution."""
+
+from gradnorm_jax.scores.feature import (
+    ClassMoments,
+    TiedGaussians,
+    class_moments,
+    mahalanobis,
+    tied_gaussians,
+)
+from gradnorm_jax.scores.gradient import (
+    feature_norm,
+    gradnorm,
+    gradnorm_by_autodiff,
+    one_hot_prediction,
+    residual_norm,
+    smoothed_prediction,
+)
+from gradnorm_jax.scores.output import energy, msp, odin
+
+__all__ = [
+    "ClassMoments",
+    "TiedGaussians",
+    "class_moments",
+    "energy",
+    "feature_norm",
+    "gradnorm",
+    "gradnorm_by_autodiff",
+    "mahalanobis",
+    "msp",
+    "odin",
+    "one_hot_prediction",
+    "residual_norm",
+    "smoothed_prediction",
+    "tied_gaussians",
+]

@@ -1,0 +1,178 @@
+"""GradNorm: the norm of the last layer's gradient, by definition and in closed form.
+
+With features h `[D]`, logits z = W^T h + b, p = softmax(z / T) and a target distribution q (uniform
+unless given), the gradient of KL(q || p) with respect to W is the outer product h (p - q)^T / T.
+Every entrywise norm of it is therefore ||h|| ||p - q|| / T, and costs a forward pass.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from gradnorm_jax.losses import (
+    check_temperature,
+    cross_entropy,
+    kl_to_uniform,
+    softmax_minus_uniform,
+    widen,
+)
+from gradnorm_jax.norms import entrywise_norm
+
+
+def gradnorm(
+    features: jax.Array,
+    logits: jax.Array,
+    *,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+    include_bias: bool = False,
+    target: jax.Array | None = None,
+) -> jax.Array:
+    r"""GradNorm in closed form, from one forward pass.
+
+    .. math:: S = \|\partial KL(u \| p) / \partial W\|_q = \|h\|_q \, \|p - u\|_q / T
+
+    Equal to `gradnorm_by_autodiff`, but no gradient is ever formed.
+
+    Args:
+        features: `[B, D]`, the input h of the last layer.
+        logits: `[B, C]`, its output.
+        temperature: T > 0.
+        ord: order q >= 0.5 of the entrywise norm, or infinity.
+        include_bias: take the norm over the gradients of kernel and bias together.
+        target: `[B, C]` or `[1, C]`, distributions to use in place of the uniform one; see
+            `one_hot_prediction` and `smoothed_prediction`.
+
+    Returns:
+        `[B]`, nats per unit of weight, >= 0; higher is more in-distribution.
+
+    Raises:
+        ValueError: the temperature or the order is out of range.
+
+    References:
+        Huang, Geng, Li (2021), equations 6 to 9. Their code backpropagates an all-ones target,
+        whose scores are C times these; rankings are the same.
+        https://arxiv.org/abs/2110.00218
+    """
+    u = feature_norm(features, ord=ord, include_bias=include_bias)
+    v = residual_norm(logits, temperature=temperature, ord=ord, target=target)
+    return u * v / temperature
+
+
+def feature_norm(features: jax.Array, *, ord: float = 1.0, include_bias: bool = False) -> jax.Array:
+    """The factor U = ||h|| of GradNorm that the feature space contributes.
+
+    Args:
+        features: `[B, D]`.
+        ord: order q >= 0.5 of the norm, or infinity.
+        include_bias: append the constant 1 by which a bias is multiplied.
+
+    Returns:
+        `[B]`, >= 0; higher is more in-distribution.
+
+    References:
+        Huang, Geng, Li (2021), equation 8.
+    """
+    features = widen(features)
+    if include_bias:
+        features = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
+    return entrywise_norm(features, ord=ord)
+
+
+def residual_norm(
+    logits: jax.Array,
+    *,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+    target: jax.Array | None = None,
+) -> jax.Array:
+    """The factor V = ||p - q|| of GradNorm that the output space contributes.
+
+    Args:
+        logits: `[B, C]`.
+        temperature: T > 0.
+        ord: order of the norm, >= 0.5, or infinity.
+        target: `[B, C]` or `[1, C]`, the distribution q; uniform if None.
+
+    Returns:
+        `[B]`, >= 0 and at most 2 for the 1-norm; higher is more in-distribution.
+
+    References:
+        Huang, Geng, Li (2021), equation 9, whose V is C times this.
+    """
+    if target is None:
+        residual = softmax_minus_uniform(logits, temperature=temperature)
+    else:
+        check_temperature(temperature)
+        p = jax.nn.softmax(widen(logits) / temperature, axis=-1)
+        residual = p - jnp.broadcast_to(target.astype(p.dtype), p.shape)
+    return entrywise_norm(residual, ord=ord)
+
+
+def gradnorm_by_autodiff(
+    kernel: jax.Array,
+    bias: jax.Array | None,
+    features: jax.Array,
+    *,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+    include_bias: bool = False,
+    target: jax.Array | None = None,
+) -> jax.Array:
+    """GradNorm by its definition: `jax.grad` of the loss for every example, then the norm.
+
+    It holds `[B, D, C]` gradients; `gradnorm` gives the same numbers without them.
+
+    Args:
+        kernel: `[D, C]`, the last layer's W.
+        bias: `[C]`, or None for a layer without one.
+        features: `[B, D]`, the last layer's input.
+        temperature: T > 0.
+        ord: order of the entrywise norm, >= 0.5, or infinity.
+        include_bias: take the norm over the gradients of kernel and bias together.
+        target: `[B, C]` or `[1, C]`, distributions to use in place of the uniform one.
+
+    Returns:
+        `[B]`, nats per unit of weight, >= 0; higher is more in-distribution.
+
+    Raises:
+        ValueError: the temperature or the order is out of range.
+
+    References:
+        Huang, Geng, Li (2021), equations 4 and 5.
+    """
+    if bias is None:
+        bias = jnp.zeros(kernel.shape[1], kernel.dtype)
+
+    def loss(
+        kernel: jax.Array, bias: jax.Array, features: jax.Array, target: jax.Array | None
+    ) -> jax.Array:
+        logits = jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+        if target is None:
+            return kl_to_uniform(logits, temperature=temperature)
+        return cross_entropy(logits, target, temperature=temperature)
+
+    if target is not None:
+        target = jnp.broadcast_to(target, (len(features), kernel.shape[1]))
+    in_axes = (None, None, 0, None if target is None else 0)
+    of_kernel, of_bias = jax.vmap(jax.grad(loss, argnums=(0, 1)), in_axes)(
+        widen(kernel), widen(bias), widen(features), target
+    )
+    if include_bias:
+        of_kernel = jnp.concatenate([of_kernel, of_bias[:, None]], axis=1)
+    return entrywise_norm(of_kernel, ord=ord)
+
+
+def one_hot_prediction(logits: jax.Array) -> jax.Array:
+    """The target that puts all weight on the predicted class: `[B, C] -> [B, C]`."""
+    return jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=widen(logits).dtype)
+
+
+def smoothed_prediction(logits: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
+    """The label-smoothed predicted class, (1 - a) one_hot + a / C: `[B, C] -> [B, C]`.
+
+    Raises:
+        ValueError: the smoothing a is not in [0, 1].
+    """
+    if not 0 <= smoothing <= 1:
+        raise ValueError(f"smoothing must lie in [0, 1], got {smoothing}")
+    return (1 - smoothing) * one_hot_prediction(logits) + smoothing / logits.shape[-1]

@@ -1,0 +1,92 @@
+"""Scores of the network's output: higher means more in-distribution."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from gradnorm_jax.losses import check_temperature, widen
+
+
+def msp(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Maximum softmax probability, max_c softmax(logits / T)_c.
+
+    Args:
+        logits: `[B, C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[B]`, probabilities in [1/C, 1].
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+
+    References:
+        Hendrycks, Gimpel (2017), "A Baseline for Detecting Misclassified and Out-of-Distribution
+        Examples in Neural Networks". https://arxiv.org/abs/1610.02136
+    """
+    check_temperature(temperature)
+    return jax.nn.softmax(widen(logits) / temperature, axis=-1).max(axis=-1)
+
+
+def energy(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
+    """Negative free energy, T log sum_c exp(logits_c / T).
+
+    Args:
+        logits: `[B, C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[B]` in the units of the logits, at least max_c logits_c.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+
+    References:
+        Liu, Wang, Owens, Li (2020), "Energy-based Out-of-distribution Detection", equation 4
+        (its negative). https://arxiv.org/abs/2010.03759
+    """
+    check_temperature(temperature)
+    return temperature * jax.nn.logsumexp(widen(logits) / temperature, axis=-1)
+
+
+def odin(
+    logits_of: Callable[[jax.Array], jax.Array],
+    images: jax.Array,
+    *,
+    temperature: float = 1000.0,
+    epsilon: float = 0.0,
+) -> jax.Array:
+    """Maximum softmax probability at a high temperature, after a step that raises it.
+
+    The image moves by epsilon against the sign of the gradient of the cross entropy with its own
+    predicted class, x - epsilon sign(d/dx [-log max_c softmax(logits(x) / T)_c]), where sign(0) is
+    +1, and the score is `msp` of the moved image.
+
+    Args:
+        logits_of: pure function from images `[B, ...]` to logits `[B, C]`, each by itself.
+        images: `[B, ...]`, as the network takes them.
+        temperature: T > 0.
+        epsilon: size of the step, in the units of `images`; zero takes none.
+
+    Returns:
+        `[B]`, probabilities in [1/C, 1].
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+
+    References:
+        Liang, Li, Srikant (2018), "Enhancing The Reliability of Out-of-distribution Image Detection
+        in Neural Networks", equations 1 and 2. https://arxiv.org/abs/1706.02690
+    """
+    check_temperature(temperature)
+
+    def cross_entropy_of_prediction(images: jax.Array) -> jax.Array:
+        log_p = jax.nn.log_softmax(widen(logits_of(images)) / temperature)
+        # Examples do not interact, so the gradient of the sum holds each example's own.
+        return -log_p.max(axis=-1).sum()
+
+    if epsilon:
+        gradient = jax.grad(cross_entropy_of_prediction)(images)
+        images = images - jnp.where(gradient >= 0, epsilon, -epsilon).astype(images.dtype)
+    return msp(logits_of(images), temperature=temperature)

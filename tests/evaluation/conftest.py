@@ -1,0 +1,30 @@
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from gradnorm_jax.models import init_model, save_weights
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory):
+    """Makes folders of random images, with class subfolders if asked for."""
+
+    def make(count, *, classes=None, seed=0):
+        folder = tmp_path_factory.mktemp("images")
+        pixels = np.random.default_rng(seed).integers(256, size=(count, 12, 10, 3), dtype=np.uint8)
+        for i, image in enumerate(pixels):
+            below = folder if classes is None else folder / f"class{i % classes}"
+            below.mkdir(exist_ok=True)
+            Image.fromarray(image).save(below / f"{i:03d}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A file with random weights of `bit_tiny` for three classes."""
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    save_weights(init_model("bit_tiny", 3, jax.random.key(0)).params, "bit_tiny", path)
+    return path

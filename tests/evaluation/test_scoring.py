@@ -1,0 +1,119 @@
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from gradnorm_jax.data.preprocess import get_preprocess
+from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.detectors import Detector, parse_detectors
+from gradnorm_jax.evaluation import scoring
+from gradnorm_jax.models import load_model
+from gradnorm_jax.sharding import batch_mesh
+
+BIT32 = get_preprocess("bit32")
+EVERY_KIND = parse_detectors(
+    ["msp", "odin(epsilon=0.01)", "mahalanobis", "energy", "gradnorm", "gradnorm(autodiff=True)"]
+)
+
+
+@pytest.fixture(scope="module")
+def setting(make_folder, weights):
+    model = load_model("bit_tiny", weights)
+    fitted = scoring.fit_detectors(
+        model,
+        open_source(str(make_folder(30, classes=3, seed=1))),
+        detectors=EVERY_KIND,
+        preprocess=BIT32,
+    )
+    return model, fitted.states, open_source(str(make_folder(21, classes=3)))
+
+
+def score(setting, detectors=EVERY_KIND, **options):
+    return scoring.score_source(*setting, detectors=detectors, preprocess=BIT32, **options)
+
+
+@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 1), (64, 8), (4, 2), (7, 8)])
+def test_scores_depend_on_neither_batch_size_nor_device_count(setting, batch_size, devices):
+    expected = score(setting, batch_size=21, mesh=batch_mesh(jax.devices()[:1]))
+    table = score(setting, batch_size=batch_size, mesh=batch_mesh(jax.devices()[:devices]))
+    assert table.ids == expected.ids == sorted(set(expected.ids))
+    np.testing.assert_array_equal(table.labels, expected.labels)
+    np.testing.assert_array_equal(table.predictions, expected.predictions)
+    for name, values in expected.scores.items():
+        np.testing.assert_allclose(table.scores[name], values, rtol=2e-5, err_msg=name)
+
+
+def test_closed_form_is_the_definition_on_a_network(setting):
+    table = score(setting)
+    np.testing.assert_allclose(
+        table.scores["gradnorm"], table.scores["gradnorm(autodiff=True)"], rtol=1e-6
+    )
+
+
+def test_scores_are_those_of_each_image_alone(setting):
+    model, _, source = setting
+    table = score(setting, parse_detectors(["gradnorm"]))
+    from gradnorm_jax.data.images import decode_rgb
+    from gradnorm_jax.data.preprocess import scale
+    from gradnorm_jax.scores import gradnorm
+
+    for i in (0, 20):
+        pixels = BIT32.pixels(decode_rgb(source[i].data))[None]
+        alone = gradnorm(*model(scale(pixels, BIT32)))
+        np.testing.assert_allclose(table.scores["gradnorm"][i], alone[0], rtol=2e-5)
+
+
+def test_undecodable_and_ignored_files_are_counted(setting, make_folder):
+    folder = make_folder(5, seed=2)
+    (folder / "001.png").write_text("not an image")
+    (folder / "notes.txt").write_text("ignored")
+    source = open_source(str(folder))
+    table = score((*setting[:2], source), batch_size=2)
+    assert table.ids == ["000.png", "002.png", "003.png", "004.png"]
+    assert [file for file, _ in table.excluded] == ["notes.txt", "001.png"]
+    assert len(table.scores["msp"]) == 4
+
+
+def test_nothing_decodable(setting, make_folder):
+    folder = make_folder(1, seed=3)
+    (folder / "000.png").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of the 1 images of .*000\.png: the file is empty"):
+        score((*setting[:2], open_source(str(folder))))
+
+
+def test_scores_that_are_not_finite_are_named(setting):
+    model, states, source = setting
+    broken = Detector(
+        "broken", "outputs", lambda state, model, batch: batch.outputs.logits[:, 0] * np.nan
+    )
+    with pytest.raises(ValueError, match=r"broken gives scores .* 21 images .*class0/000\.png"):
+        score(setting, (broken,))
+
+
+def test_fit_is_the_same_for_any_batch_size(setting, make_folder):
+    model = setting[0]
+    source = open_source(str(make_folder(30, classes=3, seed=1)))
+    states = [
+        scoring.fit_detectors(
+            model, source, detectors=EVERY_KIND, preprocess=BIT32, batch_size=size
+        ).states["mahalanobis"]
+        for size in (8, 40)
+    ]
+    np.testing.assert_allclose(states[0].centre, states[1].centre, rtol=1e-5)
+
+
+def test_one_trace_for_a_whole_run(setting):
+    calls = []
+
+    def counted(state, model, batch):
+        calls.append(1)
+        return batch.outputs.logits[:, 0]
+
+    score(setting, (Detector("counted", "outputs", counted),), batch_size=8)
+    model = dataclasses.replace(setting[0], params=jax.tree.map(lambda x: x + 1, setting[0].params))
+    assert len(calls) == 1
+    detectors = (Detector("counted", "outputs", counted),)
+    score((model, *setting[1:]), detectors, batch_size=8)
+    score((setting[0], *setting[1:]), detectors, batch_size=8)
+    assert len(calls) == 1

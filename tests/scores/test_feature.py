@@ -1,0 +1,95 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sklearn.covariance import EmpiricalCovariance
+
+from gradnorm_jax import scores
+
+
+def labelled_features(num_images=200, num_features=6, num_classes=4):
+    rng = np.random.default_rng(0)
+    labels = rng.integers(num_classes, size=num_images)
+    means = rng.normal(size=(num_classes, num_features)) * 3
+    mixing = rng.normal(size=(num_features, num_features))
+    return means[labels] + rng.normal(size=(num_images, num_features)) @ mixing + 50, labels
+
+
+def reference(train, labels, test):
+    means = np.stack([train[labels == c].mean(axis=0) for c in np.unique(labels)])
+    centred = np.concatenate(
+        [train[labels == c] - m for c, m in zip(np.unique(labels), means, strict=True)]
+    )
+    precision = EmpiricalCovariance(assume_centered=True).fit(centred).precision_
+    difference = test[:, None] - means[None]
+    return -np.einsum("nkd,de,nke->nk", difference, precision, difference).min(axis=1)
+
+
+def test_equals_the_definition_with_scikit_learns_precision(x64):
+    train, labels = labelled_features()
+    test = train[:20] + np.random.default_rng(1).normal(size=(20, 6))
+    gaussians = scores.tied_gaussians(scores.class_moments(train, labels, 4))
+    actual = scores.mahalanobis(jnp.asarray(test), gaussians)
+    np.testing.assert_allclose(actual, reference(train, labels, test), rtol=1e-8)
+
+
+def test_float32_features_far_from_the_origin():
+    train, labels = labelled_features()
+    gaussians = scores.tied_gaussians(scores.class_moments(train, labels, 4))
+    actual = scores.mahalanobis(jnp.asarray(train, jnp.float32), gaussians)
+    np.testing.assert_allclose(actual, reference(train, labels, train), rtol=3e-4, atol=3e-4)
+
+
+def test_hand_computed(x64):
+    # Two classes at +-10 with unit variance within each: the distance of 13 is (13 - 10)^2.
+    features = np.array([[9.0], [11.0], [-9.0], [-11.0]])
+    moments = scores.class_moments(features, np.array([0, 0, 1, 1]), 2)
+    gaussians = scores.tied_gaussians(moments)
+    np.testing.assert_allclose(
+        scores.mahalanobis(jnp.array([[13.0], [-10.0]]), gaussians), [-9, 0], atol=1e-12
+    )
+
+
+def test_moments_of_parts_add_up():
+    train, labels = labelled_features()
+    whole = scores.class_moments(train, labels, 4)
+    parts = [
+        scores.class_moments(train[part], labels[part], 4)
+        for part in (slice(0, 7), slice(7, 150), slice(150, None))
+    ]
+    jax.tree.map(
+        lambda total, *terms: np.testing.assert_allclose(sum(terms), total, rtol=1e-13),
+        whole,
+        *parts,
+    )
+
+
+def test_fewer_images_than_features_uses_the_pseudo_inverse(x64):
+    train, labels = labelled_features(num_images=12, num_features=30, num_classes=3)
+    gaussians = scores.tied_gaussians(scores.class_moments(train, labels, 3))
+    assert gaussians.whitening.shape[1] <= 12
+    np.testing.assert_allclose(
+        scores.mahalanobis(jnp.asarray(train), gaussians),
+        reference(train, labels, train),
+        rtol=1e-6,
+    )
+
+
+def test_classes_without_images_are_never_the_nearest():
+    train, labels = labelled_features(num_classes=3)
+    few = scores.tied_gaussians(scores.class_moments(train, labels, 3))
+    many = scores.tied_gaussians(scores.class_moments(train, labels, 1000))
+    np.testing.assert_array_equal(few.means, many.means)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_labels_out_of_range_are_named(label):
+    with pytest.raises(ValueError, match=rf"1 training images have labels .* {label}"):
+        scores.class_moments(np.ones((2, 3)), np.array([0, label]), 4)
+
+
+def test_nothing_to_fit():
+    with pytest.raises(ValueError, match="no labelled training images"):
+        scores.tied_gaussians(scores.class_moments(np.ones((0, 3)), np.zeros(0, int), 4))
+    with pytest.raises(ValueError, match="do not vary"):
+        scores.tied_gaussians(scores.class_moments(np.ones((2, 3)), np.array([0, 1]), 4))
