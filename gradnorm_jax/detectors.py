@@ -16,7 +16,7 @@ import numpy as np
 from gradnorm_jax import scores
 from gradnorm_jax.losses import check_temperature
 from gradnorm_jax.norms import check_order
-from gradnorm_jax.types import Model, Outputs, head_parameters
+from gradnorm_jax.types import Model, Outputs
 
 
 class Batch(NamedTuple):
@@ -129,10 +129,12 @@ def gradnorm(
         return scores.gradnorm(*batch.outputs, **options)
 
     def by_autodiff(state: None, model: Model, batch: Batch) -> jax.Array:
-        kernel, bias = head_parameters(model)
-        return scores.gradnorm_by_autodiff(kernel, bias, batch.outputs.features, **options)
+        assert batch.images is not None
+        return scores.gradnorm_by_autodiff(model, batch.images, **options)
 
-    return Detector("gradnorm", "outputs", by_autodiff if autodiff else closed_form)
+    if autodiff:
+        return Detector("gradnorm", "network", by_autodiff)
+    return Detector("gradnorm", "outputs", closed_form)
 
 
 DETECTORS: Mapping[str, Callable[..., Detector]] = {

@@ -69,6 +69,13 @@ def get_path(tree: Params, path: Path) -> Any:
     return tree
 
 
+def replace_path(tree: Params, path: Path, value: Any) -> Params:
+    """Nested mappings like `tree` with `value` at `path`; `tree` is left as it is."""
+    if not path:
+        return value
+    return {**tree, path[0]: replace_path(tree[path[0]], path[1:], value)}
+
+
 def head_parameters(model: Model) -> tuple[jax.Array, jax.Array | None]:
     """The last layer's kernel as `[D, C]`, a 1x1 convolution's flattened, and its bias `[C]`."""
     kernel = get_path(model.params, model.head.kernel)

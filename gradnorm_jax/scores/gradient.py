@@ -15,7 +15,8 @@ from gradnorm_jax.losses import (
     softmax_minus_uniform,
     widen,
 )
-from gradnorm_jax.norms import entrywise_norm
+from gradnorm_jax.norms import combine_norms, entrywise_norm
+from gradnorm_jax.types import Model, get_path, replace_path
 
 
 def gradnorm(
@@ -109,9 +110,8 @@ def residual_norm(
 
 
 def gradnorm_by_autodiff(
-    kernel: jax.Array,
-    bias: jax.Array | None,
-    features: jax.Array,
+    model: Model,
+    images: jax.Array,
     *,
     temperature: float = 1.0,
     ord: float = 1.0,
@@ -120,12 +120,12 @@ def gradnorm_by_autodiff(
 ) -> jax.Array:
     """GradNorm by its definition: `jax.grad` of the loss for every example, then the norm.
 
-    It holds `[B, D, C]` gradients; `gradnorm` gives the same numbers without them.
+    It differentiates the network's own logits with respect to its own last layer, and holds
+    `[B, D, C]` gradients; `gradnorm` gives the same numbers without them.
 
     Args:
-        kernel: `[D, C]`, the last layer's W.
-        bias: `[C]`, or None for a layer without one.
-        features: `[B, D]`, the last layer's input.
+        model: the network.
+        images: `[B, ...]`.
         temperature: T > 0.
         ord: order of the entrywise norm, >= 0.5, or infinity.
         include_bias: take the norm over the gradients of kernel and bias together.
@@ -135,31 +135,32 @@ def gradnorm_by_autodiff(
         `[B]`, nats per unit of weight, >= 0; higher is more in-distribution.
 
     Raises:
-        ValueError: the temperature or the order is out of range.
+        ValueError: the temperature or the order is out of range, or there is no bias to include.
 
     References:
         Huang, Geng, Li (2021), equations 4 and 5.
     """
-    if bias is None:
-        bias = jnp.zeros(kernel.shape[1], kernel.dtype)
+    paths = {"kernel": model.head.kernel}
+    if include_bias:
+        if model.head.bias is None:
+            raise ValueError("include_bias is set, but the model's last layer has no bias")
+        paths["bias"] = model.head.bias
+    head = {name: widen(get_path(model.params, path)) for name, path in paths.items()}
 
-    def loss(
-        kernel: jax.Array, bias: jax.Array, features: jax.Array, target: jax.Array | None
-    ) -> jax.Array:
-        logits = jnp.matmul(features, kernel, precision=jax.lax.Precision.HIGHEST) + bias
+    def loss(head: dict[str, jax.Array], image: jax.Array, target: jax.Array | None) -> jax.Array:
+        params = model.params
+        for name, path in paths.items():
+            params = replace_path(params, path, head[name])
+        logits = model.apply(params, image[None]).logits[0]
         if target is None:
             return kl_to_uniform(logits, temperature=temperature)
         return cross_entropy(logits, target, temperature=temperature)
 
     if target is not None:
-        target = jnp.broadcast_to(target, (len(features), kernel.shape[1]))
-    in_axes = (None, None, 0, None if target is None else 0)
-    of_kernel, of_bias = jax.vmap(jax.grad(loss, argnums=(0, 1)), in_axes)(
-        widen(kernel), widen(bias), widen(features), target
-    )
-    if include_bias:
-        of_kernel = jnp.concatenate([of_kernel, of_bias[:, None]], axis=1)
-    return entrywise_norm(of_kernel, ord=ord)
+        target = jnp.broadcast_to(target, (len(images), target.shape[1]))
+    in_axes = (None, 0, None if target is None else 0)
+    gradients = jax.vmap(jax.grad(loss), in_axes)(head, images, target)
+    return combine_norms({k: entrywise_norm(g, ord=ord) for k, g in gradients.items()}, ord=ord)
 
 
 def one_hot_prediction(logits: jax.Array) -> jax.Array:

@@ -72,11 +72,11 @@ def test_small_network_equals_independent_implementation(formula, x64):
 def test_r50x1_equals_independent_implementation(formula, x64):
     outputs = outputs_of(formula, bit.BiT(10, dtype=jnp.float64), (1, 64, 96, 3))
     assert outputs.features.shape == (1, 2048)
-    np.testing.assert_allclose(outputs.features[:, :4], R50X1_FEATURES, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(outputs.logits, R50X1_LOGITS, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(outputs.features[:, :4], R50X1_FEATURES, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(outputs.logits, R50X1_LOGITS, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 2e-5), (jnp.bfloat16, 5e-2)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
 def test_narrow_activations_leave_float32_outputs_near_the_exact_ones(formula, dtype, tolerance):
     outputs = outputs_of(formula, small(dtype), (2, 37, 52, 3))
     assert outputs.features.dtype == outputs.logits.dtype == jnp.float32

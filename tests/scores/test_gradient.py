@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gradnorm_jax import scores
+from gradnorm_jax.types import Head, Model, Outputs
 
 
 def random_head(batch, num_features, num_classes, scale=1.0, dtype=np.float64):
@@ -21,6 +22,18 @@ def logits_of(features, kernel, bias):
     return features @ kernel + bias[None]
 
 
+def by_autodiff(kernel, bias, features, **options):
+    """The definition, on a network that is nothing but a last layer."""
+
+    def apply(params, features):
+        logits = features @ params["kernel"]
+        return Outputs(features, logits if bias is None else logits + params["bias"][None])
+
+    head = Head(("kernel",), None if bias is None else ("bias",))
+    model = Model(jax.tree_util.Partial(apply), {"kernel": kernel, "bias": bias}, head)
+    return scores.gradnorm_by_autodiff(model, features, **options)
+
+
 @pytest.mark.parametrize("scale", [1.0, 1e4])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 10.0, 1000.0])
 @pytest.mark.parametrize("ord", [0.5, 1, 2, 3, math.inf])
@@ -29,7 +42,7 @@ def test_closed_form_is_the_definition(x64, include_bias, ord, temperature, scal
     features, kernel, bias = random_head(3, 16, 40, scale)
     options = {"temperature": temperature, "ord": ord, "include_bias": include_bias}
     closed = scores.gradnorm(features, logits_of(features, kernel, bias), **options)
-    defined = scores.gradnorm_by_autodiff(kernel, bias, features, **options)
+    defined = by_autodiff(kernel, bias, features, **options)
     np.testing.assert_allclose(closed, defined, rtol=1e-10)
 
 
@@ -38,7 +51,7 @@ def test_closed_form_is_the_definition(x64, include_bias, ord, temperature, scal
 def test_many_classes(x64, num_classes, scale):
     features, kernel, bias = random_head(2, 24, num_classes, scale)
     logits = logits_of(features, kernel, bias)
-    reference = scores.gradnorm_by_autodiff(kernel, bias, features)
+    reference = by_autodiff(kernel, bias, features)
     np.testing.assert_allclose(scores.gradnorm(features, logits), reference, rtol=1e-11)
     narrow = scores.gradnorm(features.astype(jnp.float32), logits.astype(jnp.float32))
     # Rounding a logit of 1e4 to float32 moves it by up to 5e-4; the score can feel that much.
@@ -53,7 +66,7 @@ def test_other_targets(x64, make_target, ord):
     options = {"temperature": 2.0, "ord": ord, "target": make_target(logits)}
     np.testing.assert_allclose(
         scores.gradnorm(features, logits, **options),
-        scores.gradnorm_by_autodiff(kernel, bias, features, **options),
+        by_autodiff(kernel, bias, features, **options),
         rtol=1e-12,
     )
 
@@ -97,10 +110,15 @@ def test_all_ones_target_of_the_official_code_is_c_times_the_score(x64):
 def test_head_without_bias(x64):
     features, kernel, _ = random_head(3, 8, 6)
     np.testing.assert_allclose(
-        scores.gradnorm_by_autodiff(kernel, None, features),
+        by_autodiff(kernel, None, features),
         scores.gradnorm(features, features @ kernel),
         rtol=1e-12,
     )
+
+
+def test_no_bias_to_include():
+    with pytest.raises(ValueError, match="last layer has no bias"):
+        by_autodiff(jnp.ones((2, 3)), None, jnp.ones((1, 2)), include_bias=True)
 
 
 def test_bfloat16_is_accumulated_in_float32():
