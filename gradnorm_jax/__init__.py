@@ -10,12 +10,18 @@ from typing import TYPE_CHECKING, Any
 from gradnorm_jax.detectors import DETECTORS, Batch, Detector, Fit, parse_detectors
 from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
 from gradnorm_jax.norms import combine_norms, entrywise_norm
+from gradnorm_jax.per_example import (
+    per_example_grad_norms,
+    per_example_grads,
+    per_example_reduce,
+)
 from gradnorm_jax.scores import (
     class_moments,
     energy,
     feature_norm,
     gradnorm,
     gradnorm_by_autodiff,
+    gradnorm_of_parameters,
     mahalanobis,
     msp,
     odin,
@@ -56,6 +62,7 @@ __all__ = [
     "from_nnx",
     "gradnorm",
     "gradnorm_by_autodiff",
+    "gradnorm_of_parameters",
     "head_parameters",
     "kl_to_uniform",
     "mahalanobis",
@@ -63,6 +70,9 @@ __all__ = [
     "odin",
     "one_hot_prediction",
     "parse_detectors",
+    "per_example_grad_norms",
+    "per_example_grads",
+    "per_example_reduce",
     "residual_norm",
     "smoothed_prediction",
     "softmax_minus_uniform",

@@ -119,19 +119,40 @@ def gradnorm(
     ord: float = 1.0,
     include_bias: bool = False,
     autodiff: bool = False,
+    select: str | None = None,
 ) -> Detector:
-    """GradNorm in closed form (`scores.gradnorm`), or by its definition if `autodiff`."""
+    """GradNorm of the last layer in closed form, or of any parameters.
+
+    Args:
+        temperature: T of the softmax.
+        ord: order of the norm.
+        include_bias: of the last layer, its bias too; not together with `select`.
+        autodiff: by the definition, `scores.gradnorm_by_autodiff`, instead of `scores.gradnorm`.
+        select: parameters other than the last layer's kernel: a path pattern such as "block4", or
+            "all"; see `scores.gradnorm_of_parameters`.
+    """
     check_temperature(temperature)
     check_order(ord)
-    options: dict[str, Any] = {"temperature": temperature, "ord": ord, "include_bias": include_bias}
+    if select is not None and (include_bias or autodiff):
+        raise ValueError("select chooses the parameters: leave out include_bias and autodiff")
+    options: dict[str, Any] = {"temperature": temperature, "ord": ord}
 
     def closed_form(state: None, model: Model, batch: Batch) -> jax.Array:
-        return scores.gradnorm(*batch.outputs, **options)
+        return scores.gradnorm(*batch.outputs, include_bias=include_bias, **options)
 
     def by_autodiff(state: None, model: Model, batch: Batch) -> jax.Array:
         assert batch.images is not None
-        return scores.gradnorm_by_autodiff(model, batch.images, **options)
+        return scores.gradnorm_by_autodiff(
+            model, batch.images, include_bias=include_bias, **options
+        )
 
+    def of_parameters(state: None, model: Model, batch: Batch) -> jax.Array:
+        assert batch.images is not None
+        selected = None if select == "all" else select
+        return scores.gradnorm_of_parameters(model, batch.images, select=selected, **options)
+
+    if select is not None:
+        return Detector("gradnorm", "network", of_parameters)
     if autodiff:
         return Detector("gradnorm", "network", by_autodiff)
     return Detector("gradnorm", "outputs", closed_form)
@@ -159,7 +180,7 @@ def parse_detectors(
     Raises:
         ValueError: a spec cannot be read, names no detector, repeats one, or has a wrong option.
     """
-    detectors = tuple(_parse_detector(spec, defaults or {}) for spec in specs)
+    detectors = tuple(_parse_detector(spec.strip(), defaults or {}) for spec in specs)
     names = [detector.name for detector in detectors]
     for name in names:
         if names.count(name) > 1:
@@ -189,21 +210,22 @@ def _parse_detector(spec: str, defaults: Mapping[str, Mapping[str, Any]]) -> Det
 
 def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
     try:
-        call = ast.parse(spec.strip(), mode="eval").body
+        call = ast.parse(spec, mode="eval").body
     except SyntaxError:
         call = None
     match call:
         case ast.Name(id=name):
             return name, {}
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
-            return name, {str(k.arg): _parse_value(k.value) for k in keywords}
+            return name, {str(k.arg): _parse_value(k.value, spec) for k in keywords}
     raise ValueError(f"cannot read detector {spec!r}; write NAME or NAME(option=value, ...)")
 
 
-def _parse_value(node: ast.expr) -> Any:
-    if isinstance(node, ast.Name):  # a bare word: inf for an order, or a text
-        return float("inf") if node.id == "inf" else node.id
+def _parse_value(node: ast.expr, spec: str) -> Any:
+    text = ast.get_source_segment(spec, node)
+    if text == "inf":
+        return float("inf")
     try:
         return ast.literal_eval(node)
     except ValueError:
-        return ast.unparse(node)
+        return text  # a bare word or path, which needs no quotes

@@ -69,11 +69,27 @@ def get_path(tree: Params, path: Path) -> Any:
     return tree
 
 
+def leaf_path(entries: tuple[Any, ...]) -> Path:
+    """The path of a leaf, from the entries that `jax.tree_util` gives with it.
+
+    Raises:
+        ValueError: there are containers on the way other than mappings and sequences.
+    """
+    return tuple(_key(entry) for entry in entries)
+
+
+def _key(entry: Any) -> str | int:
+    match entry:
+        case jax.tree_util.DictKey(key=key) | jax.tree_util.SequenceKey(idx=key):
+            return key
+    raise ValueError(f"params must be nested mappings and sequences, got a node with {entry!r}")
+
+
 def replace_path(tree: Params, path: Path, value: Any) -> Params:
-    """Nested mappings like `tree` with `value` at `path`; `tree` is left as it is."""
-    if not path:
-        return value
-    return {**tree, path[0]: replace_path(tree[path[0]], path[1:], value)}
+    """A tree like `tree` with `value` in place of the leaf at `path`."""
+    return jax.tree_util.tree_map_with_path(
+        lambda entries, leaf: value if leaf_path(entries) == path else leaf, tree
+    )
 
 
 def head_parameters(model: Model) -> tuple[jax.Array, jax.Array | None]:

@@ -7,6 +7,7 @@ import pytest
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors import DETECTORS, Batch, parse_detectors
+from gradnorm_jax.losses import kl_to_uniform
 from gradnorm_jax.types import Head, Model, Outputs
 
 
@@ -79,6 +80,24 @@ def test_autodiff_agrees_with_the_closed_form(model, batch):
     )
 
 
+@pytest.mark.parametrize("ord", ["1", "2", "inf"])
+def test_any_parameters_can_be_selected(ord, model, batch):
+    def of(select):
+        return only(f"gradnorm(select={select}, ord={ord})").score(None, model, batch)
+
+    with_bias = only(f"gradnorm(include_bias=True, ord={ord})").score(None, model, batch)
+    kernel_alone = only(f"gradnorm(ord={ord})").score(None, model, batch)
+    np.testing.assert_allclose(of("head"), with_bias, rtol=1e-5)
+    np.testing.assert_allclose(of("head/kernel"), kernel_alone, rtol=1e-5)
+    everything = scores.gradnorm_of_parameters(model, batch.images, ord=float(ord))
+    np.testing.assert_allclose(of("all"), everything, rtol=1e-6)
+    gradients = jax.vmap(
+        jax.grad(lambda p, x: kl_to_uniform(model.apply(p, x[None]).logits)[0]), (None, 0)
+    )(model.params, batch.images)
+    flat = jnp.concatenate([g.reshape(6, -1) for g in jax.tree.leaves(gradients)], axis=1)
+    np.testing.assert_allclose(everything, jnp.linalg.norm(flat, float(ord), axis=1), rtol=1e-5)
+
+
 def test_mahalanobis_is_fitted_by_addition(model, batch):
     detector = only("mahalanobis")
     labels = np.array([0, 1, 2, 0, 1, 2])
@@ -121,6 +140,7 @@ def test_a_detector_cannot_be_changed():
         (["gradnorm(temperature=0)"], "temperature must be positive"),
         (["gradnorm(ord=0.1)"], "ord must be at least 0.5"),
         (["gradnorm(temperature=hot)"], "wrong type"),
+        (["gradnorm(select=head, autodiff=True)"], "select chooses the parameters"),
         (["gradnorm(2)"], "write NAME or NAME"),
         (["gradnorm("], "write NAME or NAME"),
         (["msp", "msp"], "'msp' is asked for more than once"),

@@ -143,5 +143,6 @@ def plot_histograms(evaluation: Evaluation, path: Path) -> None:
             auroc = cells[name].auroc.value
             axis.set_title(f"{detector}, AUROC {100 * auroc:.2f} %", fontsize="medium")
             axis.set_yticks([])
+            axis.locator_params(axis="x", nbins=4)
             axis.legend(fontsize="small")
     figure.savefig(path, dpi=120)

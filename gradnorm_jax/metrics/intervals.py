@@ -145,8 +145,8 @@ def _delong(ranking: Ranking, confidence: float) -> tuple[float, float]:
         # For each positive, the fraction of negatives that it beats.
         wins = 1 - (passed - negative / 2) / passed[-1]
         count = positive.sum()
-        mean = positive @ wins / count
-        variance += positive @ (wins - mean) ** 2 / (count - 1) / count
+        mean = (positive * wins).sum() / count
+        variance += (positive * (wins - mean) ** 2).sum() / (count - 1) / count
     margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance)
     value = ranked.auroc(ranking)
     return max(value - margin, 0.0), min(value + margin, 1.0)

@@ -74,7 +74,8 @@ def average_precision(ranking: Ranking) -> float:
     passed = found + ranking.ood.cumsum()
     # A replicate may lack the highest scores; nothing has passed there, and no recall is gained.
     precision = found / np.maximum(passed, 1)
-    return float(ranking.id @ precision / found[-1])
+    # Not a dot product: BLAS would round by its number of threads.
+    return float((ranking.id * precision).sum() / found[-1])
 
 
 def fpr_at_tpr(ranking: Ranking, tpr: float) -> float:

@@ -16,7 +16,9 @@ from gradnorm_jax.losses import (
     widen,
 )
 from gradnorm_jax.norms import combine_norms, entrywise_norm
-from gradnorm_jax.types import Model, get_path, replace_path
+from gradnorm_jax.per_example import per_example_grad_norms
+from gradnorm_jax.per_example.selection import Select
+from gradnorm_jax.types import Model, Params, get_path, replace_path
 
 
 def gradnorm(
@@ -161,6 +163,47 @@ def gradnorm_by_autodiff(
     in_axes = (None, 0, None if target is None else 0)
     gradients = jax.vmap(jax.grad(loss), in_axes)(head, images, target)
     return combine_norms({k: entrywise_norm(g, ord=ord) for k, g in gradients.items()}, ord=ord)
+
+
+def gradnorm_of_parameters(
+    model: Model,
+    images: jax.Array,
+    *,
+    select: Select = None,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+    microbatch_size: int | None = None,
+) -> jax.Array:
+    """The norm of each example's gradient of KL(u || p) with respect to any parameters.
+
+    The paper's study of layers: a block, all parameters, the last layer with its bias.
+
+    Args:
+        model: the network.
+        images: `[B, ...]`.
+        select: path patterns such as "block4" or "head", or a predicate; None for all parameters.
+            See `per_example_grad_norms`.
+        temperature: T > 0.
+        ord: order of the entrywise norm over all selected parameters together.
+        microbatch_size: how many examples to go through at a time; all by default.
+
+    Returns:
+        `[B]`, nats per unit of weight, >= 0; higher is more in-distribution.
+
+    Raises:
+        ValueError: the temperature or the order is out of range, or nothing is selected.
+
+    References:
+        Huang, Geng, Li (2021), section 5.
+    """
+
+    def loss(params: Params, images: jax.Array) -> jax.Array:
+        return kl_to_uniform(model.apply(params, images).logits, temperature=temperature)
+
+    norms = per_example_grad_norms(
+        loss, model.params, images, ord=ord, select=select, microbatch_size=microbatch_size
+    )
+    return combine_norms(norms, ord=ord)
 
 
 def one_hot_prediction(logits: jax.Array) -> jax.Array:

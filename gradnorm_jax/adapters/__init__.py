@@ -1,0 +1,1 @@
+"""Classifiers of any make as a `gradnorm_jax.types.Model`: Linen, NNX, a plain function."""

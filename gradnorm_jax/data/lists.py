@@ -1,0 +1,135 @@
+"""Image files named in a list: a CSV file, or the lists of OpenOOD."""
+
+import collections
+import csv
+import os
+from pathlib import Path, PurePosixPath
+
+from gradnorm_jax.data.files import UNKNOWN, FileSource, some
+
+
+def csv_source(path: str | os.PathLike[str]) -> FileSource:
+    """The images listed in a CSV file, in its order.
+
+    It has a header and a column `file`, and may have a column `label` of integers: classes from 0,
+    or -1 for unknown. Other columns are ignored. Files are relative to the folder that has the CSV
+    file's name without its ending (`id_val/` beside `id_val.csv`) if the first of them is there,
+    otherwise to the folder that the CSV file is in.
+
+    Raises:
+        FileNotFoundError: the CSV file or images that it lists do not exist.
+        ValueError: it is not such a CSV file, lists no image or one twice, or a label is not an
+            integer of at least -1.
+    """
+    path = _existing(path, "CSV file")
+    return _listed_source(path, _read_csv(path))
+
+
+def list_source(
+    path: str | os.PathLike[str], root: str | os.PathLike[str] | None = None
+) -> FileSource:
+    """The images of a list as OpenOOD and OpenMMLab write them, in its order.
+
+    Each line is a file and, after the last space, its class: `ninco/amphiuma/0001.jpg -1`. This is
+    how OpenOOD gives NINCO, SSB-hard and OpenImage-O; their files are relative to its folder
+    `images_largescale`, which lies elsewhere and has to be named.
+
+    Args:
+        path: the text file.
+        root: the folder that files are relative to; by default as for `csv_source`.
+
+    Raises:
+        FileNotFoundError: the list or images in it do not exist.
+        ValueError: it is not such a list, lists no image or one twice, or a label is not an integer
+            of at least -1.
+    """
+    path = _existing(path, "list")
+    return _listed_source(path, _read_list(path), root)
+
+
+def _existing(path: str | os.PathLike[str], what: str) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"the {what} {path} does not exist")
+    return path
+
+
+def _listed_source(
+    path: Path, rows: list[tuple[str, int]], root: str | os.PathLike[str] | None = None
+) -> FileSource:
+    if not rows:
+        raise ValueError(f"{path} lists no image")
+    files, labels = zip(*rows, strict=True)
+    ids = tuple(PurePosixPath(file).as_posix() for file in files)
+    twice = [file for file, count in collections.Counter(ids).items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} lists {some(twice)} more than once: list every file once")
+    beside = path.with_suffix("")
+    if root is not None:
+        root = Path(root).expanduser()
+    else:
+        root = beside if (beside / ids[0]).is_file() else path.parent
+    missing = [file for file in ids if not (root / file).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{path} lists files that do not exist in {root}, {len(missing)} of {len(ids)}: "
+            f"{some(missing)}"
+        )
+    return FileSource(path.stem, root, ids, labels)
+
+
+def _read_csv(path: Path) -> list[tuple[str, int]]:
+    """File and label of each row."""
+    try:
+        # Spreadsheets write a byte order mark, which would become part of the first column's name.
+        with path.open(newline="", encoding="utf-8-sig") as lines:
+            reader = csv.DictReader(lines)
+            columns = reader.fieldnames or ()
+            rows = [(reader.line_num, row) for row in reader]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    if "file" not in columns:
+        raise ValueError(
+            f"{path} has no column 'file' but {', '.join(map(repr, columns)) or 'no columns'}: its "
+            "first line must read file,label or file"
+        )
+    return [
+        (
+            _check_file(row["file"], path, line),
+            _to_label(row.get("label", str(UNKNOWN)), path, line),
+        )
+        for line, row in rows
+    ]
+
+
+def _read_list(path: Path) -> list[tuple[str, int]]:
+    """File and label of each line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        file, *label = line.rsplit(maxsplit=1) or [""]
+        if file:
+            rows.append((file, _to_label(label[0] if label else None, path, number)))
+    return rows
+
+
+def _check_file(file: str | None, path: Path, line: int) -> str:
+    if not file:
+        raise ValueError(f"{path}, line {line}: the column 'file' is empty")
+    return file
+
+
+def _to_label(text: str | None, path: Path, line: int) -> int:
+    try:
+        label = int(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        label = UNKNOWN - 1
+    if not UNKNOWN <= label < 2**31:
+        raise ValueError(
+            f"{path}, line {line}: the label {text!r} is not a class number 0, 1, ... or -1 for "
+            "unknown"
+        )
+    return label

@@ -1,0 +1,107 @@
+"""How parameters enter a loss: at one place, at several, or through something without a rule.
+
+A variable of the program that depends on parameters but not on the example is an effective
+parameter: a standardised kernel, a kernel in another type. It enters the loss where an equation
+takes it together with something that depends on the example.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from jax.extend import core
+
+from gradnorm_jax.per_example.program import Program, body, inner_programs
+
+Origins = frozenset[str] | None
+"""The parameters that a variable comes from; None if it depends on the example as well."""
+
+_NO_PATHS: frozenset[str] = frozenset()
+
+_KEEPS_ENTRIES = {"convert_element_type", "copy", "expand_dims", "reshape", "squeeze", "transpose"}
+"""Primitives whose result holds the entries of their operand, in whatever order."""
+
+
+class Entry(NamedTuple):
+    """The one place at which a parameter enters the loss.
+
+    Attributes:
+        equation: takes the effective parameter together with data.
+        position: of the effective parameter among the operands.
+    """
+
+    equation: core.JaxprEqn
+    position: int
+
+    @property
+    def variable(self) -> core.Var:
+        """The effective parameter."""
+        return self.equation.invars[self.position]
+
+
+class Entries(NamedTuple):
+    """How the parameters enter a loss.
+
+    Attributes:
+        sole: by path, of the parameters that enter at one place and not mixed with others.
+        without_rule: paths of the parameters that enter a loop, or a function with a derivative
+            rule of its own.
+    """
+
+    sole: dict[str, Entry]
+    without_rule: frozenset[str]
+
+
+def find_entries(program: Program, inputs: Sequence[Origins]) -> Entries:
+    """The entries of all parameters into a loss, given what each of its inputs is."""
+    jaxpr = body(program)
+    origins: dict[Any, Origins] = dict(zip(jaxpr.invars, inputs, strict=True))
+    entries: dict[str, list[Entry | None]] = {}
+    without_rule = _NO_PATHS
+    for equation in jaxpr.eqns:
+        operands = [_origin(atom, origins) for atom in equation.invars]
+        paths = _NO_PATHS.union(*(origin for origin in operands if origin is not None))
+        mixed = None in operands
+        origins.update(dict.fromkeys(equation.outvars, None if mixed else paths))
+        if not (mixed and paths):
+            continue
+        without_rule |= _without_rule(equation, operands, paths)
+        for position, origin in enumerate(operands):
+            for path in origin or ():
+                alone = Entry(equation, position) if len(origin or ()) == 1 else None
+                entries.setdefault(path, []).append(alone)
+    for atom in jaxpr.outvars:
+        for path in _origin(atom, origins) or ():
+            entries.setdefault(path, []).append(None)
+    sole = {
+        path: found[0]
+        for path, found in entries.items()
+        if len(found) == 1 and found[0] is not None
+    }
+    return Entries(sole, without_rule)
+
+
+def keeps_entries(program: Program, variable: core.Var) -> bool:
+    """Whether a variable holds the entries of one input of the program, in whatever order."""
+    jaxpr = body(program)
+    made_by = {result: equation for equation in jaxpr.eqns for result in equation.outvars}
+    while variable in made_by:
+        if made_by[variable].primitive.name not in _KEEPS_ENTRIES:
+            return False
+        variable = made_by[variable].invars[0]
+    return variable in jaxpr.invars
+
+
+def _origin(atom: Any, origins: Mapping[Any, Origins]) -> Origins:
+    return origins.get(atom, _NO_PATHS) if isinstance(atom, core.Var) else _NO_PATHS
+
+
+def _without_rule(
+    equation: core.JaxprEqn, operands: Sequence[Origins], paths: frozenset[str]
+) -> frozenset[str]:
+    if equation.primitive.name == "remat2":
+        return find_entries(equation.params["jaxpr"], operands).without_rule
+    if equation.primitive.name == "cond":
+        branches = equation.params["branches"]
+        return _NO_PATHS.union(*(find_entries(b, operands[1:]).without_rule for b in branches))
+    has_rule = not inner_programs(equation) and equation.params.get("batch_group_count", 1) == 1
+    return _NO_PATHS if has_rule else paths

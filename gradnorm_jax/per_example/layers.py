@@ -1,0 +1,195 @@
+"""Layers that multiply by a kernel, and the norm of one example's gradient of that kernel.
+
+A kernel enters the loss of an example through one product, a convolution or a `dot_general`. Of
+rows X `[R, K]`, R positions and K weights that each output sums over, and of their cotangents G
+`[R, O]` its gradient is X^T G, which is formed for a few examples at a time, pulled back to the
+parameter that the kernel is made of, and reduced to a norm at once. Sometimes it need not be formed:
+with a single row it is an outer product, and each of its entrywise norms is the product of two
+norms; with few rows its 2-norm follows from two Gram matrices.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.custom_batching import custom_vmap
+
+from gradnorm_jax.losses import widen
+from gradnorm_jax.norms import entrywise_norm
+from gradnorm_jax.per_example import convolution
+from gradnorm_jax.per_example.analysis import Entry
+
+Norm = Callable[[jax.Array, jax.Array], jax.Array]
+"""`(other operand, cotangent of the product) -> norm []` of one example."""
+
+_FEW_BYTES = 4 * 2**20
+"""What a processor's cache holds beside everything else."""
+
+_MANY_BYTES = 256 * 2**20
+"""What an accelerator's memory holds beside everything else."""
+
+
+def is_product(entry: Entry) -> bool:
+    """Whether the parameter enters through a product that this module knows."""
+    params = entry.equation.params
+    match entry.equation.primitive.name:
+        case "dot_general":
+            return not params["dimension_numbers"][1][entry.position]
+        case "conv_general_dilated":
+            return entry.position == 1 and params["batch_group_count"] == 1
+    return False
+
+
+def measured(entry: Entry, norm: Norm) -> Callable[..., jax.Array]:
+    """The product with a further operand whose cotangent is a norm.
+
+    Args:
+        entry: the product, and which operand of it is the kernel.
+        norm: of the kernel's gradient, or of that of the parameter it is made of.
+
+    Returns:
+        `(lhs, rhs, probe) -> result`: the equation's own result, whatever the scalar `probe`. The
+        cotangent of the kernel is left out (zero).
+    """
+    kernel_at, other_at = entry.position, 1 - entry.position
+
+    @jax.custom_vjp
+    def product(lhs: jax.Array, rhs: jax.Array, probe: jax.Array) -> jax.Array:
+        return _multiply(entry, (lhs, rhs))
+
+    def forward(lhs: jax.Array, rhs: jax.Array, probe: jax.Array) -> tuple[jax.Array, Any]:
+        return product(lhs, rhs, probe), (lhs, rhs)
+
+    def backward(operands: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        of_operands = [jnp.zeros_like(operand) for operand in operands]
+        of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)
+        return *of_operands, norm(operands[other_at], cotangent)
+
+    product.defvjp(forward, backward)
+    return product
+
+
+def norm_without_gradient(entry: Entry, *, ord: float) -> Norm | None:  # noqa: A002
+    """The norm of X^T G from X and G alone, if this is possible and cheaper."""
+    params = entry.equation.params
+    if params.get("feature_group_count", 1) > 1:
+        return None
+    rows, fan_in, fan_out = _sizes(entry)
+    # The factor of two pays for the scaling, and for what small matrices lose in speed.
+    if not (rows == 1 or (ord == 2 and 2 * rows * (fan_in + fan_out) <= fan_in * fan_out)):
+        return None
+
+    def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return product_norm(*_matrices(entry, other, cotangent), ord=ord)
+
+    return norm
+
+
+def norm_by_gradient(
+    entry: Entry,
+    pull_back: Callable[[jax.Array], jax.Array],
+    *,
+    ord: float,  # noqa: A002
+    in_turn: bool,
+) -> Norm:
+    """The norm of `pull_back(X^T G)`.
+
+    If `in_turn`, the gradients of a few examples are made at a time, so that they stay in the
+    cache: otherwise each step of the pulling back and of the norm reads all of them from memory.
+    Taking turns is not for examples that a compiler spreads over devices.
+    """
+    kernel = entry.variable.aval
+
+    def one_norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
+        if entry.equation.primitive.name == "conv_general_dilated":
+            params = entry.equation.params
+            gradient = convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
+        else:
+            operands = [other, other]
+            operands[entry.position] = kernel
+            gradient = _transpose(entry, operands, entry.position, cotangent)
+        return entrywise_norm(pull_back(gradient)[None], ord=ord)[0]
+
+    norm = custom_vmap(one_norm)
+    rows, fan_in, fan_out = _sizes(entry)
+    bytes_each = fan_in * (rows + fan_out) * kernel.dtype.itemsize
+    budget = _FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES
+    at_once = max(1, budget // max(1, bytes_each))
+
+    @norm.def_vmap
+    def norms(size: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
+        other, cotangent = (
+            operand if has_examples else jnp.broadcast_to(operand, (size, *operand.shape))
+            for operand, has_examples in zip(operands, batched, strict=True)
+        )
+        if at_once >= size or not in_turn:
+            return jax.vmap(one_norm)(other, cotangent), True
+        step = at_once if at_once > 1 else None
+        results = lax.map(lambda pair: one_norm(*pair), (other, cotangent), batch_size=step)
+        return results, True
+
+    return norm
+
+
+def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:  # noqa: A002
+    """Entrywise norm `[]` of X^T G for X `[R, K]` and G `[R, O]`; with R = 1 or with `ord` = 2."""
+    if len(x) == 1:
+        return (entrywise_norm(x, ord=ord) * entrywise_norm(g, ord=ord))[0]
+    x, x_scale = _scaled(x)
+    g, g_scale = _scaled(g)
+    gram = _dot(x, x.T) * _dot(g, g.T)
+    return jnp.sqrt(jnp.maximum(gram.sum(), 0)) * x_scale * g_scale
+
+
+def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    x = widen(x)
+    largest = jnp.abs(x).max()
+    scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
+    return x / scale, scale
+
+
+def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
+
+
+def _multiply(entry: Entry, operands: Any) -> jax.Array:
+    return entry.equation.primitive.bind(*operands, **entry.equation.params)
+
+
+def _transpose(entry: Entry, operands: Any, position: int, cotangent: jax.Array) -> jax.Array:
+    """Cotangent of the operand at `position`, of which only the shape and type matter."""
+
+    def multiply(operand: jax.Array) -> jax.Array:
+        return _multiply(entry, [operand if i == position else operands[i] for i in range(2)])
+
+    (gradient,) = jax.linear_transpose(multiply, operands[position])(cotangent)
+    return gradient
+
+
+def _sizes(entry: Entry) -> tuple[int, int, int]:
+    """R, K and O."""
+    kernel, params = entry.variable.aval, entry.equation.params
+    if entry.equation.primitive.name == "conv_general_dilated":
+        fan_out = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
+    else:
+        contracting = params["dimension_numbers"][0][entry.position]
+        fan_out = kernel.size // math.prod(kernel.shape[axis] for axis in contracting)
+    rows = entry.equation.outvars[0].aval.size // max(1, fan_out)
+    return rows, kernel.size // max(1, fan_out), fan_out
+
+
+def _matrices(entry: Entry, other: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """X `[R, K]` and G `[R, O]`."""
+    params = entry.equation.params
+    if entry.equation.primitive.name == "conv_general_dilated":
+        return convolution.as_matrices(other, entry.variable.aval, cotangent, params)
+    contracting = params["dimension_numbers"][0][1 - entry.position]
+    free = [axis for axis in range(other.ndim) if axis not in contracting]
+    rows, fan_in, _ = _sizes(entry)
+    x = other.transpose(*free, *contracting).reshape(rows, fan_in)
+    g = cotangent.reshape(-1, rows).T if entry.position == 0 else cotangent.reshape(rows, -1)
+    return x, g

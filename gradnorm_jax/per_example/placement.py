@@ -1,0 +1,104 @@
+"""Which devices the examples of a batch are spread over, and how."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+
+from gradnorm_jax.sharding import map_batch
+
+
+class Placement(NamedTuple):
+    """Where a batch is computed.
+
+    Attributes:
+        mesh: its examples are split over these devices; None to leave them where they are.
+        known: False if the compiler may split them as it likes.
+    """
+
+    mesh: Mesh | AbstractMesh | None
+    known: bool
+
+
+def find_placement(batch: Any, mesh: Mesh | AbstractMesh | None) -> Placement:
+    """The mesh that is given, or ambient, or that of the arrays themselves, in this order.
+
+    Inside `shard_map` the examples are already where they belong.
+    """
+    ambient = jax.sharding.get_abstract_mesh()
+    if mesh is None and ambient.manual_axes:
+        return Placement(None, known=set(ambient.manual_axes) == set(ambient.axis_names))
+    candidates = [mesh, ambient, *map(_mesh_of, jax.tree.leaves(batch))]
+    for candidate in candidates:
+        if candidate is not None and candidate.size > 1:
+            return Placement(candidate, known=True)
+    on_one_device = mesh is not None or all(map(_is_on_one_device, jax.tree.leaves(batch)))
+    return Placement(None, known=on_one_device)
+
+
+def spread(function: Callable[[Any, Any], Any], placement: Placement) -> Callable[[Any, Any], Any]:
+    """`function(shared, batch)`, its batch of any size split over the devices of `placement`."""
+    mesh = placement.mesh
+    if mesh is None:
+        return function
+
+    def spread_function(shared: Any, batch: Any) -> Any:
+        size = len(jax.tree.leaves(batch)[0])
+        shared = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec()), shared)
+        if size % mesh.size:
+            batch = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec()), batch)
+            batch = pad_batch(batch, mesh.size)
+        batch = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec(mesh.axis_names)), batch)
+        results = map_batch(function, mesh)(shared, batch)
+        if size % mesh.size:
+            results = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec())[:size], results)
+        return results
+
+    return spread_function
+
+
+def pad_batch(batch: Any, multiple: int) -> Any:
+    """The batch with its last example repeated until its size is a multiple of `multiple`."""
+    missing = -len(jax.tree.leaves(batch)[0]) % multiple
+    return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]), batch)
+
+
+def as_varying(tree: Any) -> Any:
+    """Inside `shard_map`, `tree` with a copy of its own on every device.
+
+    Gradients with respect to arrays that all devices share would be summed over the devices.
+    """
+    axes = jax.sharding.get_abstract_mesh().manual_axes
+
+    def vary(x: jax.Array) -> jax.Array:
+        missing = tuple(a for a in axes if a not in jax.typeof(x).manual_axis_type.varying)
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    return jax.tree.map(vary, tree)
+
+
+def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
+    """The mesh that an array is known to be split over."""
+    sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else _sharding(x)
+    if not isinstance(sharding, NamedSharding) or not any(sharding.spec):
+        return None
+    return sharding.mesh
+
+
+def _is_on_one_device(x: Any) -> bool:
+    if isinstance(x, jax.core.Tracer):
+        return jax.device_count() == 1
+    return not isinstance(x, jax.Array) or len(x.sharding.device_set) == 1
+
+
+def _sharding(x: Any) -> Any:
+    return x.sharding if isinstance(x, jax.Array) else None
+
+
+def _reshard(x: jax.Array, mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> jax.Array:
+    """`x` spread by `spec` where the mesh leaves that to the program, not to the compiler."""
+    if AxisType.Explicit not in mesh.axis_types:
+        return x
+    return jax.sharding.reshard(x, NamedSharding(mesh, spec))

@@ -1,0 +1,56 @@
+"""The README's Python is run as it stands there."""
+
+import re
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+class Linen(nn.Module):
+    @nn.compact
+    def __call__(self, x, train):
+        x = nn.Conv(8, (3, 3))(x)
+        x = nn.BatchNorm(use_running_average=not train)(x)
+        return nn.Dense(5)(nn.relu(x).mean(axis=(1, 2)))
+
+
+class Nnx(nnx.Module):
+    def __init__(self, rngs):
+        self.body = nnx.Conv(3, 8, (3, 3), rngs=rngs)
+        self.head = nnx.Linear(8, 5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(nnx.relu(self.body(x)).mean(axis=(1, 2)))
+
+
+def function(params, images):
+    features = jnp.tanh(images.mean(axis=(1, 2)) @ params["body"])
+    return features, features @ params["head"]["kernel"]
+
+
+def test_the_code_in_the_readme_runs():
+    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+    keys = jax.random.split(jax.random.key(0), 2)
+    names = {
+        "images": images,
+        "module": Linen(),
+        "variables": Linen().init(keys[0], images, train=False),
+        "nnx_module": Nnx(nnx.Rngs(0)),
+        "function": function,
+        "params": {
+            "body": jax.random.normal(keys[0], (3, 8)),
+            "head": {"kernel": jax.random.normal(keys[1], (8, 5))},
+        },
+    }
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert len(blocks) >= 4
+    for block in blocks:
+        exec(block, names)
+        assert names["model"](images).logits.shape == (4, 5)
+    assert names["scores"].shape == (4,)
