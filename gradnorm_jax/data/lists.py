@@ -105,12 +105,12 @@ def _read_csv(path: Path) -> list[tuple[str, int]]:
 def _read_list(path: Path) -> list[tuple[str, int]]:
     """File and label of each line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not a text file in UTF-8: {error}") from error
     rows = []
     for number, line in enumerate(lines, 1):
-        file, *label = line.rsplit(maxsplit=1) or [""]
+        file, *label = line.strip().rsplit(maxsplit=1) or [""]
         if file:
             rows.append((file, _to_label(label[0] if label else None, path, number)))
     return rows

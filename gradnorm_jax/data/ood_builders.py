@@ -6,11 +6,12 @@ among them ("MOS: Towards Scaling Out-of-distribution Detection for Large Semant
 module makes tfds know `inaturalist_ood`, `sun_ood` and `places_ood`. None needs TensorFlow.
 """
 
+import gzip
 import tarfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
@@ -25,7 +26,7 @@ class OODBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
     """What the three sets share; tfds asks for classes.
 
     The archive is taken from the manual folder, if it is there, or downloaded. Its size and SHA-256
-    are recorded when it is first seen, in `checksums.tsv` in the folder of the data set, and have
+    are recorded when it is first used, in `checksums.tsv` in the folder of the data set, and have
     to be the same ever after. In place of the archive, the manual folder may hold it unpacked.
     """
 
@@ -46,35 +47,43 @@ class OODBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        try:
-            manual = Path(dl_manager.manual_dir)
-        except AssertionError:
-            manual = None  # There is none, or nothing is in it.
-        folder = self.ARCHIVE.removesuffix(".tar.gz")
-        if manual and (manual / folder).is_dir() and not (manual / self.ARCHIVE).exists():
-            images = _read_folder(manual / folder)
+        archive = _by_hand(dl_manager, self.ARCHIVE)
+        unpacked = _by_hand(dl_manager, self.ARCHIVE.removesuffix(".tar.gz"))
+        if unpacked and not archive:
+            images = self._all(_read_folder(unpacked))
         else:
             url = ADDRESS + self.ARCHIVE
-            if manual and (manual / self.ARCHIVE).exists():
-                archive = manual / self.ARCHIVE
-            else:
-                archive = Path(dl_manager.download(url))
-            record = Path(self.data_dir_root, self.name, "checksums.tsv")
-            images = _read_checked(archive, url, record)
+            archive = archive or Path(dl_manager.download(url))
+            record = self.data_dir_root / self.name / "checksums.tsv"
+            images = _checked(self._all(_read_archive(archive)), archive, url, record)
         return {"test": self._generate_examples(images)}
 
     def _generate_examples(
         self, images: Iterator[tuple[str, bytes]]
     ) -> Iterator[tuple[str, dict[str, Any]]]:
-        count = 0
         for file, data in images:
             yield file, {"image": data, "file_name": file}
+
+    def _all(self, images: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        """The images themselves; ValueError after the last if there are too few or too many."""
+        count = 0
+        for image in images:
+            yield image
             count += 1
         if count != self.IMAGES:
             raise ValueError(
                 f"{self.name} has {self.IMAGES} images, but {count} were found: get "
                 f"{self.ARCHIVE} again"
             )
+
+
+def _by_hand(dl_manager: tfds.download.DownloadManager, name: str) -> Path | None:
+    """What is called `name` in the manual folder, if there is such a thing."""
+    try:
+        path = Path(dl_manager.manual_dir, name)
+    except AssertionError:
+        return None  # There is no such folder, or nothing is in it.
+    return path if path.exists() else None
 
 
 def _manual_download(archive: str) -> str:
@@ -102,8 +111,10 @@ class PlacesOod(OODBuilder):
     MANUAL_DOWNLOAD_INSTRUCTIONS = _manual_download(ARCHIVE)
 
 
-def _read_checked(archive: Path, url: str, record: Path) -> Iterator[tuple[str, bytes]]:
-    """The images of an archive, provided that it is the one whose checksum is recorded."""
+def _checked(
+    images: Iterator[tuple[str, bytes]], archive: Path, url: str, record: tfds.core.Path
+) -> Iterator[tuple[str, bytes]]:
+    """The images of an archive; ValueError first if its checksum is not the one recorded."""
     found = checksums.compute_url_info(archive)
     known = checksums.load_url_infos(record) if record.exists() else {}
     expected = known.get(url, found)
@@ -112,8 +123,8 @@ def _read_checked(archive: Path, url: str, record: Path) -> Iterator[tuple[str, 
             f"{archive} is not the file that was used before: its SHA-256 is {found.checksum} "
             f"instead of {expected.checksum}; get it again, or delete {record} if you trust it"
         )
-    yield from _read_archive(archive)
-    # Now it is known to be complete.
+    yield from images
+    # Only now is it known to be complete.
     record.parent.mkdir(parents=True, exist_ok=True)
     checksums.save_url_infos(record, {url: found})
 
@@ -121,13 +132,24 @@ def _read_checked(archive: Path, url: str, record: Path) -> Iterator[tuple[str, 
 def _read_archive(archive: Path) -> Iterator[tuple[str, bytes]]:
     """Path, without the folder that everything is in, and contents of each image."""
     try:
-        with tarfile.open(archive, "r|*") as members:
+        with _decompress(archive) as stream, tarfile.open(fileobj=stream, mode="r|") as members:
             for member in members:
                 file = "/".join(PurePosixPath(member.name).parts[1:])
-                if is_image(file) and (contents := members.extractfile(member)):
+                contents = members.extractfile(member) if member.isfile() else None
+                if contents and is_image(file):
                     yield file, contents.read()
-    except (tarfile.TarError, EOFError, zlib.error) as error:
+            # Tar files that are cut may look complete; gzip notices at the end.
+            while stream.read(2**20):
+                pass
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{archive} is damaged or incomplete: get it again ({error})") from error
+
+
+def _decompress(archive: Path) -> BinaryIO:
+    """The tar file in an archive, which may be one itself whatever its name says."""
+    with archive.open("rb") as file:
+        is_compressed = file.read(2) == b"\x1f\x8b"
+    return cast(BinaryIO, gzip.open(archive)) if is_compressed else archive.open("rb")
 
 
 def _read_folder(folder: Path) -> Iterator[tuple[str, bytes]]:

@@ -14,12 +14,13 @@ from tensorflow_datasets.core import file_adapters
 from tensorflow_datasets.core.dataset_builders import adhoc_builder
 from tensorflow_datasets.core.utils import py_utils, tqdm_utils
 
-from gradnorm_jax.data import ood_builders as ood_builders  # makes tfds know them
+from gradnorm_jax.data import ood_builders  # noqa: F401  makes tfds know them
 from gradnorm_jax.data.files import Source
 from gradnorm_jax.data.prepared import expand, find_prepared, formats, place, prepare_command
 
 _ARRAY_RECORD = file_adapters.FileFormat.ARRAY_RECORD
 _INFO = "dataset_info.json"
+_HINTS = {"imagenet2012": "; to evaluate, ILSVRC2012_img_val.tar is enough"}
 
 
 class Prepared(NamedTuple):
@@ -156,30 +157,35 @@ def _download(
     try:
         builder.download_and_prepare(file_format=_ARRAY_RECORD, download_config=config)
     except ImportError as error:
+        if "tensorflow" not in str(error):
+            raise
         raise ImportError(
             f"tfds needs TensorFlow to prepare {name}, though not to read it: "
             "pip install 'gradnorm-jax[tf]', or prepare image files by "
-            f"{prepare_command(name, data_dir)} --from SOURCE ({error})"
+            f"{prepare_command(name, data_dir)} --from SOURCE"
         ) from error
     except (AssertionError, OSError, tfds.download.DownloadError) as error:
-        raise OSError(_cannot_prepare(builder, str(error), name, data_dir)) from error
+        raise OSError(_cannot_prepare(builder, error, name, data_dir)) from error
     return _describe(name, builder, "prepared")
 
 
 def _cannot_prepare(
     builder: tfds.core.DatasetBuilder,
-    reason: str,
+    error: Exception,
     name: str,
     data_dir: str | os.PathLike[str] | None,
 ) -> str:
-    first_line, _, _ = reason.partition("\n")
-    message = f"{name} cannot be prepared: {first_line}"
+    # tfds puts instructions after its own errors, and what it was doing before those of others.
+    first = isinstance(error, AssertionError)
+    reason = str(error).split(". " if first else "\n")[0 if first else -1]
+    message = f"{name} cannot be prepared: {reason}"
     if not builder.MANUAL_DOWNLOAD_INSTRUCTIONS:
         return message
+    instructions = " ".join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split()).rstrip(".")
     return (
-        f"{message.rstrip('.')}; put into a folder what tfds asks for "
-        f"({' '.join(builder.MANUAL_DOWNLOAD_INSTRUCTIONS.split()).rstrip('.')}), and run "
-        f"{prepare_command(name, data_dir)} --manual-dir FOLDER"
+        f"{message}; put into a folder what has to be downloaded by hand ({instructions}"
+        f"{_HINTS.get(builder.name, '')}), and run {prepare_command(name, data_dir)} "
+        "--manual-dir FOLDER"
     )
 
 
@@ -204,6 +210,7 @@ def _convert(builder: tfds.core.DatasetBuilder) -> None:
 
 
 def _read_tfrecord(path: str, length: int) -> Iterator[tuple[int, bytes]]:
+    # Without TensorFlow, and therefore without a look at the checksums of the records.
     count = 0
     try:
         for record in grain.experimental.TFRecordIterDataset(path):
@@ -216,5 +223,5 @@ def _read_tfrecord(path: str, length: int) -> Iterator[tuple[int, bytes]]:
 
 
 def _describe(name: str, builder: tfds.core.DatasetBuilder, action: str) -> Prepared:
-    images = {split: info.num_examples for split, info in builder.info.splits.items()}
+    images = {str(split): info.num_examples for split, info in builder.info.splits.items()}
     return Prepared(name, builder.data_dir, images, action)

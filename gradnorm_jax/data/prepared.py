@@ -6,6 +6,7 @@ ArrayRecord, which has random access, is read without TensorFlow; TFRecord with 
 import dataclasses
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -167,7 +168,7 @@ def place(data_dir: str | os.PathLike[str] | None) -> str:
 
 def prepare_command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
     """The command line that prepares a data set."""
-    where = f" --data-dir {os.fspath(data_dir)}" if data_dir else ""
+    where = f" --data-dir {shlex.quote(os.fspath(data_dir))}" if data_dir else ""
     return f"gradnorm-jax data prepare {name}{where}"
 
 
@@ -219,7 +220,7 @@ def _splits(builder: tfds.core.DatasetBuilder) -> str:
 
 
 def _keys(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
-    features = builder.info.features
+    features = dict(builder.info.features.items())
     # Images of floats are stored as if they had four colours.
     images = [
         key
@@ -232,9 +233,9 @@ def _keys(builder: tfds.core.DatasetBuilder) -> dict[str, str]:
             f"'image', and {', '.join(images) or 'none'} of {', '.join(features)} are images"
         )
     keys = {"image": "image" if "image" in images else images[0]}
-    label = features.get("label")
-    is_number = isinstance(label, tfds.features.Tensor) and not label.shape
-    if is_number and np.dtype(label.np_dtype).kind in "iu":
+    label: Any = features.get("label")
+    is_scalar = isinstance(label, tfds.features.Tensor) and not label.shape
+    if is_scalar and np.dtype(label.np_dtype).kind in "iu":
         keys["label"] = "label"
     ids = [key for key in _ID_FEATURES if key in features]
     return keys | ({"id": ids[0]} if ids else {})

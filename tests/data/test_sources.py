@@ -4,7 +4,13 @@ from pathlib import Path
 import grain
 import pytest
 
-from gradnorm_jax.data.sources import Record, csv_source, folder_source, open_source
+from gradnorm_jax.data.sources import (
+    Record,
+    csv_source,
+    folder_source,
+    list_source,
+    open_source,
+)
 
 
 def make(folder: Path, *files: str) -> Path:
@@ -184,6 +190,64 @@ def test_missing_csv(tmp_path):
         csv_source(tmp_path / "x.csv")
 
 
+OPENOOD_LIST = "set/b.png -1\nset/with space.png\t7\n\n  set/a.png 0  \n"
+
+
+def test_list_keeps_its_order(tmp_path):
+    make(tmp_path, "set/a.png", "set/b.png", "set/with space.png")
+    (tmp_path / "test_set.txt").write_text(OPENOOD_LIST)
+    source = list_source(tmp_path / "test_set.txt")
+    assert source.name == "test_set"
+    assert records(source) == [
+        Record("set/b.png", -1, b"set/b.png"),
+        Record("set/with space.png", 7, b"set/with space.png"),
+        Record("set/a.png", 0, b"set/a.png"),
+    ]
+
+
+def test_list_relative_to_a_folder_elsewhere(tmp_path, monkeypatch):
+    """The layout of OpenOOD."""
+    make(tmp_path / "images_largescale", "set/a.png", "set/b.png", "set/with space.png")
+    (tmp_path / "benchmark@imglist").mkdir()
+    path = tmp_path / "benchmark@imglist" / "test_set.txt"
+    path.write_text(OPENOOD_LIST)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for root in (tmp_path / "images_largescale", "~/images_largescale"):
+        assert [record.label for record in records(open_source(f"list:{path}@{root}"))] == [
+            -1,
+            7,
+            0,
+        ]
+    with pytest.raises(FileNotFoundError, match=r"do not exist in .*benchmark@imglist, 3 of 3"):
+        open_source(f"list:{path}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "lists no image"),
+        ("\n \n", "lists no image"),
+        ("a.png\n", "line 1: the label None is not a class number"),
+        ("a.png 1\n\nb.png cat\n", "line 3: the label 'cat'"),
+        ("a.png -2\n", "the label '-2'"),
+        ("a.png 1\n./a.png 1\n", "lists a.png more than once"),
+    ],
+)
+def test_bad_list(tmp_path, text, message):
+    make(tmp_path, "a.png", "b.png")
+    (tmp_path / "list.txt").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        open_source(f"list:{tmp_path}/list.txt")
+
+
+def test_list_that_is_no_text_or_missing(tmp_path):
+    (tmp_path / "x.txt").write_bytes(b"\xff\xd8\xff 1")
+    with pytest.raises(ValueError, match=r"x\.txt is not a text file in UTF-8"):
+        list_source(tmp_path / "x.txt")
+    with pytest.raises(FileNotFoundError, match=r"the list .*y\.txt does not exist"):
+        list_source(tmp_path / "y.txt")
+
+
 def test_open_source_by_kind(listed):
     path = listed("file,label\na.png,3\n")
     for spec in (f"csv:{path}", str(path)):
@@ -202,7 +266,9 @@ def test_home_folder(tmp_path, monkeypatch):
 
 
 def test_unknown_kind():
-    with pytest.raises(ValueError, match=r"'gs' in 'gs://bucket/x': use folder:PATH, csv:PATH or"):
+    with pytest.raises(
+        ValueError, match=r"'gs' in 'gs://bucket/x': use folder:PATH, csv:PATH, list:PATH"
+    ):
         open_source("gs://bucket/x")
 
 
