@@ -1,3 +1,14 @@
+"""Per-example gradients of any pure loss, at the cost of one ordinary backward pass.
+
+The loss of one example is traced to a program, in which three things change before `jax.grad` and
+`jax.vmap` do the rest:
+
+- convolutions get a kernel gradient made of matrix products (`convolution`), which batches well;
+- a kernel that enters the loss at one place (`analysis`) has the norm of its gradient measured
+  there, a few examples at a time or without any gradient (`layers`);
+- the examples are split over devices before the compiler sees them (`placement`).
+"""
+
 from gradnorm_jax.norms import combine_norms
 from gradnorm_jax.per_example.api import (
     LossFn,

@@ -33,7 +33,7 @@ class Entry(NamedTuple):
     position: int
 
     @property
-    def variable(self) -> core.Var:
+    def variable(self) -> Any:
         """The effective parameter."""
         return self.equation.invars[self.position]
 
@@ -80,7 +80,7 @@ def find_entries(program: Program, inputs: Sequence[Origins]) -> Entries:
     return Entries(sole, without_rule)
 
 
-def keeps_entries(program: Program, variable: core.Var) -> bool:
+def keeps_entries(program: Program, variable: Any) -> bool:
     """Whether a variable holds the entries of one input of the program, in whatever order."""
     jaxpr = body(program)
     made_by = {result: equation for equation in jaxpr.eqns for result in equation.outvars}

@@ -11,7 +11,7 @@ which batched over examples stays a batched matrix product.
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +75,7 @@ def input_gradient(
 
 def kernel_gradient(
     lhs: jax.Array,
-    rhs: jax.Array | jax.core.ShapedArray,
+    rhs: jax.Array | jax.ShapeDtypeStruct,
     cotangent: jax.Array,
     parameters: Parameters,
     *,
@@ -100,7 +100,10 @@ def kernel_gradient(
 
 
 def as_matrices(
-    lhs: jax.Array, rhs: jax.Array, cotangent: jax.Array, parameters: Parameters
+    lhs: jax.Array,
+    rhs: jax.Array | jax.ShapeDtypeStruct,
+    cotangent: jax.Array,
+    parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array]:
     """X `[R, K]` and G `[R, O]` such that the kernel's gradient holds the entries of X^T G.
 
@@ -112,7 +115,10 @@ def as_matrices(
 
 
 def _channels_last(
-    lhs: jax.Array, rhs: jax.Array, cotangent: jax.Array, parameters: Parameters
+    lhs: jax.Array,
+    rhs: jax.Array | jax.ShapeDtypeStruct,
+    cotangent: jax.Array,
+    parameters: Parameters,
 ) -> tuple[jax.Array, jax.Array, Geometry]:
     numbers = parameters["dimension_numbers"]
 

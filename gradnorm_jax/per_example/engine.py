@@ -1,10 +1,10 @@
-"""The per-example gradient engine: trace, rewrite, differentiate, reduce."""
+"""The engine: trace the loss of one example, rewrite it, differentiate it, reduce its gradients."""
 
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ from jax.extend import core
 
 from gradnorm_jax.losses import widen
 from gradnorm_jax.norms import entrywise_norm
-from gradnorm_jax.per_example.analysis import Entry, find_entries, keeps_entries
+from gradnorm_jax.per_example.analysis import Entries, Entry, find_entries, keeps_entries
 from gradnorm_jax.per_example.layers import (
     Norm,
     is_product,
@@ -25,140 +25,105 @@ from gradnorm_jax.per_example.program import (
     Program,
     Rule,
     batchable_rule,
-    body,
     convolutions,
     evaluate,
+    shape_of,
     trace_loss,
 )
 from gradnorm_jax.per_example.selection import leaves_by_path
 from gradnorm_jax.types import Params
+
+GradientFunction = Callable[[Any], dict[str, jax.Array]]
+"""`example -> {path: gradient}`; in place of a gradient there may be its norm, a scalar."""
 
 
 class FallbackWarning(UserWarning):
     """The per-example gradients of some parameters cost what `vmap(grad)` would."""
 
 
-@functools.partial(jax.jit, static_argnames=("ord", "paths", "microbatch_size", "placement"))
+class Loss(NamedTuple):
+    """The loss of one example.
+
+    Attributes:
+        program: takes `constants`, then the leaves of the parameters, then those of an example.
+        constants: arrays bound to the loss function.
+        leaves: of the parameters, by path.
+        selected: paths of the parameters to differentiate with respect to.
+        entries: how these enter the loss.
+    """
+
+    program: Program
+    constants: list[jax.Array]
+    leaves: dict[str, jax.Array]
+    selected: tuple[str, ...]
+    entries: Entries
+
+
+class Measured(NamedTuple):
+    """An equation in whose place the norm of a parameter's gradient is measured.
+
+    Attributes:
+        path: of the parameter.
+        rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is the norm.
+    """
+
+    path: str
+    rule: Callable[..., jax.Array]
+
+
+@functools.partial(jax.jit, static_argnames=("ord", "selected", "microbatch_size", "placement"))
 def reduced_gradients(
     loss_fn: jax.tree_util.Partial,
     params: Params,
     batch: Any,
     reduce: jax.tree_util.Partial | None,
     *,
-    ord: float | None,  # noqa: A002
-    paths: tuple[str, ...],
+    ord: float,
+    selected: tuple[str, ...],
     microbatch_size: int | None,
     placement: Placement,
 ) -> dict[str, Any]:
-    """By path `reduce(path, gradients)`, or norms of order `ord` where `reduce` is None."""
+    """By path `reduce(path, gradients)`, or the norms of order `ord` where `reduce` is None."""
 
     def of_share(shared: Any, batch: Any) -> dict[str, Any]:
         loss_fn, params, reduce = as_varying(shared)
-        gradient_of = _gradient_function(loss_fn, params, paths, ord, batch, placement)
+        loss = _trace(loss_fn, params, batch, selected)
+        _warn_of_fallback(loss)
+        if reduce is None:
+            # Of what is a scalar already, the norm, taking the norm again changes nothing.
+            reduce = _norm_of_order(ord)
+            gradient_of = _gradient_function(loss, _measured(loss, ord, in_turn=placement.known))
+        else:
+            gradient_of = _gradient_function(loss, {})
 
         def of_microbatch(batch: Any) -> dict[str, Any]:
             gradients = _map_examples(gradient_of, batch, placement)
-            if reduce is not None:
-                return {path: reduce(path, gradient) for path, gradient in gradients.items()}
-            # What is a scalar already is the norm; taking its norm again changes nothing.
-            return {path: entrywise_norm(g, ord=ord) for path, g in gradients.items()}
+            return {path: reduce(path, gradient) for path, gradient in gradients.items()}
 
         return _by_microbatches(of_microbatch, batch, microbatch_size)
 
     return spread(of_share, placement)((loss_fn, params, reduce), batch)
 
 
-def _gradient_function(
-    loss_fn: jax.tree_util.Partial,
-    params: Params,
-    paths: tuple[str, ...],
-    ord: float | None,  # noqa: A002
-    batch: Any,
-    placement: Placement,
-) -> Callable[[Any], dict[str, jax.Array]]:
-    """`example -> {path: gradient}`, in place of which a parameter may have its norm already."""
-    leaves = leaves_by_path(params)
-    program = trace_loss(loss_fn, params, jax.tree.map(lambda x: x[0], batch))
-    constants = jax.tree.leaves(loss_fn)
-    entries = find_entries(
-        program,
-        [
-            *[frozenset[str]()] * len(constants),
-            *[frozenset({path} & set(paths)) for path in leaves],
-            *[None] * len(jax.tree.leaves(batch)),
-        ],
-    )
-    _warn_of_fallback([path for path in paths if path in entries.without_rule])
-
-    def effective(path: str, leaf: jax.Array) -> jax.Array:
-        """What becomes of a parameter until it meets data."""
-        operands = (leaves | {path: leaf}).values()
-        variable = entries.sole[path].variable
-        (value,) = evaluate(program, batchable_rule, *constants, *operands, results=[variable])
-        return value
-
-    def norm_rule(path: str, entry: Entry) -> Norm:
-        variable = entry.variable
-        if keeps_entries(program, variable):
-            norm = norm_without_gradient(entry, ord=ord)
-            if norm is not None:
-                return norm
-        _, pull_back = jax.vjp(functools.partial(effective, path), leaves[path])
-        return norm_by_gradient(
-            entry,
-            lambda gradient: pull_back(gradient)[0],
-            ord=ord,
-            in_turn=placement.known,
-        )
-
-    rules = {}
-    if ord is not None:
-        for path, entry in entries.sole.items():
-            if is_product(entry):
-                rules[entry.equation.outvars[0]] = path, measured(entry, norm_rule(path, entry))
-    probes = {path: widen(jnp.zeros((), out.aval.dtype)) for out, (path, _) in rules.items()}
-
-    def gradients(example: Any) -> dict[str, jax.Array]:
-        def loss(variables: dict[str, jax.Array]) -> jax.Array:
-            def rule_for(equation: core.JaxprEqn) -> Rule | None:
-                if equation.outvars[0] not in rules:
-                    return batchable_rule(equation)
-                path, rule = rules[equation.outvars[0]]
-                return functools.partial(rule, probe=variables[path])
-
-            values = [
-                leaf if path in probes else variables.get(path, leaf)
-                for path, leaf in leaves.items()
-            ]
-            (value,) = evaluate(program, rule_for, *constants, *values, *jax.tree.leaves(example))
-            return value
-
-        return jax.grad(loss)({path: leaves[path] for path in paths} | as_varying(probes))
-
-    return gradients
+def _norm_of_order(ord: float) -> Callable[[str, jax.Array], jax.Array]:
+    return lambda path, gradients: entrywise_norm(gradients, ord=ord)
 
 
-def _map_examples(
-    gradient_of: Callable[[Any], dict[str, jax.Array]], batch: Any, placement: Placement
-) -> dict[str, jax.Array]:
-    """The gradients of all examples at once, if a compiler that splits them will do so rightly."""
-    batched = jax.vmap(gradient_of)
-    if not placement.known:
-        alone = jax.make_jaxpr(gradient_of)(jax.tree.map(lambda x: x[0], batch))
-        if _groups(alone) != _groups(jax.make_jaxpr(batched)(batch)):
-            return jax.lax.map(gradient_of, batch)
-    return batched(batch)
+def _trace(
+    loss_fn: jax.tree_util.Partial, params: Params, batch: Any, selected: tuple[str, ...]
+) -> Loss:
+    leaves, constants = leaves_by_path(params), jax.tree.leaves(loss_fn)
+    program = trace_loss(loss_fn, params, _first(batch))
+    origins = [
+        *[frozenset[str]() for _ in constants],
+        *[frozenset({path}.intersection(selected)) for path in leaves],
+        *[None for _ in jax.tree.leaves(batch)],
+    ]
+    return Loss(program, constants, leaves, selected, find_entries(program, origins))
 
 
-def _groups(program: Program) -> Counter[tuple[int, int]]:
-    """How often a convolution has how many groups; by batching some become grouped."""
-    return Counter(
-        (equation.params["feature_group_count"], equation.params["batch_group_count"])
-        for equation in convolutions(program)
-    )
-
-
-def _warn_of_fallback(paths: list[str]) -> None:
+def _warn_of_fallback(loss: Loss) -> None:
+    paths = [path for path in loss.selected if path in loss.entries.without_rule]
     if paths:
         warnings.warn(
             "loops and functions with a derivative rule of their own are differentiated as "
@@ -169,6 +134,77 @@ def _warn_of_fallback(paths: list[str]) -> None:
         )
 
 
+def _measured(loss: Loss, ord: float, *, in_turn: bool) -> dict[core.Var, Measured]:
+    """By their result, the products by kernels whose gradients' norms are measured there."""
+
+    def norm_for(path: str, entry: Entry) -> Norm:
+        if keeps_entries(loss.program, entry.variable):
+            norm = norm_without_gradient(entry, ord=ord)
+            if norm is not None:
+                return norm
+        make_kernel = functools.partial(_make_kernel, loss, path, entry)
+        return norm_by_gradient(entry, make_kernel, loss.leaves[path], ord=ord, in_turn=in_turn)
+
+    return {
+        entry.equation.outvars[0]: Measured(path, measured(entry, norm_for(path, entry)))
+        for path, entry in loss.entries.sole.items()
+        if is_product(entry)
+    }
+
+
+def _make_kernel(loss: Loss, path: str, entry: Entry, leaf: jax.Array) -> jax.Array:
+    """What becomes of the parameter at `path` until it enters the loss."""
+    operands = [*loss.constants, *(loss.leaves | {path: leaf}).values()]
+    (kernel,) = evaluate(loss.program, batchable_rule, *operands, results=[entry.variable])
+    return kernel
+
+
+def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
+    probes = {
+        place.path: widen(jnp.zeros((), shape_of(result).dtype)) for result, place in places.items()
+    }
+    unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
+
+    def value(variables: tuple[Any, Any], example: Any) -> jax.Array:
+        leaves, probes = variables
+
+        def rule_for(equation: core.JaxprEqn) -> Rule | None:
+            place = places.get(equation.outvars[0])
+            if place is None:
+                return batchable_rule(equation)
+            return functools.partial(place.rule, probe=probes[place.path])
+
+        operands = [*loss.constants, *(loss.leaves | leaves).values(), *jax.tree.leaves(example)]
+        (result,) = evaluate(loss.program, rule_for, *operands)
+        return result
+
+    def gradients(example: Any) -> dict[str, jax.Array]:
+        of_leaves, norms = jax.grad(value)((unmeasured, as_varying(probes)), example)
+        return {path: (of_leaves | norms)[path] for path in loss.selected}
+
+    return gradients
+
+
+def _map_examples(
+    gradient_of: GradientFunction, batch: Any, placement: Placement
+) -> dict[str, jax.Array]:
+    """The gradients of all examples at once, if a compiler that splits them will do so rightly."""
+    batched = jax.vmap(gradient_of)
+    if not placement.known:
+        alone = jax.make_jaxpr(gradient_of)(_first(batch))
+        if _groups(alone) != _groups(jax.make_jaxpr(batched)(batch)):
+            return jax.lax.map(gradient_of, batch)
+    return batched(batch)
+
+
+def _groups(program: Program) -> Counter[tuple[int, int]]:
+    """How many convolutions have how many groups; by batching, some get more."""
+    return Counter(
+        (equation.params["feature_group_count"], equation.params["batch_group_count"])
+        for equation in convolutions(program)
+    )
+
+
 def _by_microbatches(
     function: Callable[[Any], dict[str, Any]], batch: Any, size: int | None
 ) -> dict[str, Any]:
@@ -176,6 +212,11 @@ def _by_microbatches(
     examples = len(jax.tree.leaves(batch)[0])
     if size is None or size >= examples:
         return function(batch)
-    split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), pad_batch(batch, size))
+    padded = pad_batch(batch, size)
+    split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), padded)
     results = jax.lax.map(function, split)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:examples], results)
+
+
+def _first(batch: Any) -> Any:
+    return jax.tree.map(lambda x: x[0], batch)

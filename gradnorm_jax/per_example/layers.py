@@ -3,9 +3,9 @@
 A kernel enters the loss of an example through one product, a convolution or a `dot_general`. Of
 rows X `[R, K]`, R positions and K weights that each output sums over, and of their cotangents G
 `[R, O]` its gradient is X^T G, which is formed for a few examples at a time, pulled back to the
-parameter that the kernel is made of, and reduced to a norm at once. Sometimes it need not be formed:
-with a single row it is an outer product, and each of its entrywise norms is the product of two
-norms; with few rows its 2-norm follows from two Gram matrices.
+parameter that the kernel is made of, and reduced to a norm at once. Sometimes it need not be
+formed: with a single row it is an outer product, and each of its entrywise norms is the product of
+two norms; with few rows its 2-norm follows from two Gram matrices.
 """
 
 import math
@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
@@ -22,6 +21,7 @@ from gradnorm_jax.losses import widen
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.per_example import convolution
 from gradnorm_jax.per_example.analysis import Entry
+from gradnorm_jax.per_example.program import shape_of
 
 Norm = Callable[[jax.Array, jax.Array], jax.Array]
 """`(other operand, cotangent of the product) -> norm []` of one example."""
@@ -55,7 +55,7 @@ def measured(entry: Entry, norm: Norm) -> Callable[..., jax.Array]:
         `(lhs, rhs, probe) -> result`: the equation's own result, whatever the scalar `probe`. The
         cotangent of the kernel is left out (zero).
     """
-    kernel_at, other_at = entry.position, 1 - entry.position
+    other_at = 1 - entry.position
 
     @jax.custom_vjp
     def product(lhs: jax.Array, rhs: jax.Array, probe: jax.Array) -> jax.Array:
@@ -65,15 +65,18 @@ def measured(entry: Entry, norm: Norm) -> Callable[..., jax.Array]:
         return product(lhs, rhs, probe), (lhs, rhs)
 
     def backward(operands: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        # The norm comes first: then what it needs is not kept until the end of the program.
+        measurement = norm(operands[other_at], cotangent)
+        cotangent, measurement = lax.optimization_barrier((cotangent, measurement))
         of_operands = [jnp.zeros_like(operand) for operand in operands]
         of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)
-        return *of_operands, norm(operands[other_at], cotangent)
+        return *of_operands, measurement
 
     product.defvjp(forward, backward)
     return product
 
 
-def norm_without_gradient(entry: Entry, *, ord: float) -> Norm | None:  # noqa: A002
+def norm_without_gradient(entry: Entry, *, ord: float) -> Norm | None:
     """The norm of X^T G from X and G alone, if this is possible and cheaper."""
     params = entry.equation.params
     if params.get("feature_group_count", 1) > 1:
@@ -91,34 +94,29 @@ def norm_without_gradient(entry: Entry, *, ord: float) -> Norm | None:  # noqa: 
 
 def norm_by_gradient(
     entry: Entry,
-    pull_back: Callable[[jax.Array], jax.Array],
+    make_kernel: Callable[[jax.Array], jax.Array],
+    parameter: jax.Array,
     *,
-    ord: float,  # noqa: A002
+    ord: float,
     in_turn: bool,
 ) -> Norm:
-    """The norm of `pull_back(X^T G)`.
+    """The norm of the gradient of `parameter`, of which `make_kernel` makes the kernel.
 
     If `in_turn`, the gradients of a few examples are made at a time, so that they stay in the
-    cache: otherwise each step of the pulling back and of the norm reads all of them from memory.
-    Taking turns is not for examples that a compiler spreads over devices.
+    cache: otherwise each step on the way to the norm reads all of them from memory. Taking turns is
+    not for examples that a compiler spreads over devices.
     """
-    kernel = entry.variable.aval
 
-    def one_norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
-        if entry.equation.primitive.name == "conv_general_dilated":
-            params = entry.equation.params
-            gradient = convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
-        else:
-            operands = [other, other]
-            operands[entry.position] = kernel
-            gradient = _transpose(entry, operands, entry.position, cotangent)
-        return entrywise_norm(pull_back(gradient)[None], ord=ord)[0]
+    def norm_by(pull_back: Callable[[jax.Array], tuple[jax.Array]]) -> Norm:
+        def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
+            (gradient,) = pull_back(_kernel_gradient(entry, other, cotangent))
+            return entrywise_norm(gradient[None], ord=ord)[0]
 
-    norm = custom_vmap(one_norm)
-    rows, fan_in, fan_out = _sizes(entry)
-    bytes_each = fan_in * (rows + fan_out) * kernel.dtype.itemsize
-    budget = _FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES
-    at_once = max(1, budget // max(1, bytes_each))
+        return norm
+
+    @custom_vmap
+    def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
+        return norm_by(jax.vjp(make_kernel, parameter)[1])(other, cotangent)
 
     @norm.def_vmap
     def norms(size: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
@@ -126,16 +124,19 @@ def norm_by_gradient(
             operand if has_examples else jnp.broadcast_to(operand, (size, *operand.shape))
             for operand, has_examples in zip(operands, batched, strict=True)
         )
-        if at_once >= size or not in_turn:
-            return jax.vmap(one_norm)(other, cotangent), True
+        # Made again now, the kernel's intermediate values need not be kept from the forward pass.
+        cotangent, again = lax.optimization_barrier((cotangent, parameter))
+        norm = norm_by(jax.vjp(make_kernel, again)[1])
+        at_once = _examples_at_once(entry) if in_turn else size
+        if at_once >= size:
+            return jax.vmap(norm)(other, cotangent), True
         step = at_once if at_once > 1 else None
-        results = lax.map(lambda pair: one_norm(*pair), (other, cotangent), batch_size=step)
-        return results, True
+        return lax.map(lambda pair: norm(*pair), (other, cotangent), batch_size=step), True
 
     return norm
 
 
-def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:  # noqa: A002
+def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:
     """Entrywise norm `[]` of X^T G for X `[R, K]` and G `[R, O]`; with R = 1 or with `ord` = 2."""
     if len(x) == 1:
         return (entrywise_norm(x, ord=ord) * entrywise_norm(g, ord=ord))[0]
@@ -170,15 +171,30 @@ def _transpose(entry: Entry, operands: Any, position: int, cotangent: jax.Array)
     return gradient
 
 
+def _kernel_gradient(entry: Entry, other: jax.Array, cotangent: jax.Array) -> jax.Array:
+    kernel, params = shape_of(entry.variable), entry.equation.params
+    if entry.equation.primitive.name == "conv_general_dilated":
+        return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
+    operands = (kernel, other) if entry.position == 0 else (other, kernel)
+    return _transpose(entry, operands, entry.position, cotangent)
+
+
+def _examples_at_once(entry: Entry) -> int:
+    """Of how many examples the patches and gradients fit into fast memory."""
+    rows, fan_in, fan_out = _sizes(entry)
+    size = fan_in * (rows + fan_out) * shape_of(entry.variable).dtype.itemsize
+    return max(1, (_FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES) // max(1, size))
+
+
 def _sizes(entry: Entry) -> tuple[int, int, int]:
     """R, K and O."""
-    kernel, params = entry.variable.aval, entry.equation.params
+    kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         fan_out = kernel.shape[params["dimension_numbers"].rhs_spec[0]]
     else:
         contracting = params["dimension_numbers"][0][entry.position]
         fan_out = kernel.size // math.prod(kernel.shape[axis] for axis in contracting)
-    rows = entry.equation.outvars[0].aval.size // max(1, fan_out)
+    rows = math.prod(shape_of(entry.equation.outvars[0]).shape) // max(1, fan_out)
     return rows, kernel.size // max(1, fan_out), fan_out
 
 
@@ -186,7 +202,7 @@ def _matrices(entry: Entry, other: jax.Array, cotangent: jax.Array) -> tuple[jax
     """X `[R, K]` and G `[R, O]`."""
     params = entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
-        return convolution.as_matrices(other, entry.variable.aval, cotangent, params)
+        return convolution.as_matrices(other, shape_of(entry.variable), cotangent, params)
     contracting = params["dimension_numbers"][0][1 - entry.position]
     free = [axis for axis in range(other.ndim) if axis not in contracting]
     rows, fan_in, _ = _sizes(entry)

@@ -1,13 +1,15 @@
 """Which devices the examples of a batch are spread over, and how."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from gradnorm_jax.sharding import map_batch
+
+AnyMesh = Mesh | AbstractMesh
 
 
 class Placement(NamedTuple):
@@ -18,11 +20,11 @@ class Placement(NamedTuple):
         known: False if the compiler may split them as it likes.
     """
 
-    mesh: Mesh | AbstractMesh | None
+    mesh: AnyMesh | None
     known: bool
 
 
-def find_placement(batch: Any, mesh: Mesh | AbstractMesh | None) -> Placement:
+def find_placement(batch: Any, mesh: AnyMesh | None) -> Placement:
     """The mesh that is given, or ambient, or that of the arrays themselves, in this order.
 
     Inside `shard_map` the examples are already where they belong.
@@ -32,7 +34,7 @@ def find_placement(batch: Any, mesh: Mesh | AbstractMesh | None) -> Placement:
         return Placement(None, known=set(ambient.manual_axes) == set(ambient.axis_names))
     candidates = [mesh, ambient, *map(_mesh_of, jax.tree.leaves(batch))]
     for candidate in candidates:
-        if candidate is not None and candidate.size > 1:
+        if candidate is not None and (candidate.size > 1 or _is_explicit(candidate)):
             return Placement(candidate, known=True)
     on_one_device = mesh is not None or all(map(_is_on_one_device, jax.tree.leaves(batch)))
     return Placement(None, known=on_one_device)
@@ -51,7 +53,7 @@ def spread(function: Callable[[Any, Any], Any], placement: Placement) -> Callabl
             batch = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec()), batch)
             batch = pad_batch(batch, mesh.size)
         batch = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec(mesh.axis_names)), batch)
-        results = map_batch(function, mesh)(shared, batch)
+        results = map_batch(function, cast(Mesh, mesh))(shared, batch)
         if size % mesh.size:
             results = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec())[:size], results)
         return results
@@ -79,7 +81,7 @@ def as_varying(tree: Any) -> Any:
     return jax.tree.map(vary, tree)
 
 
-def _mesh_of(x: Any) -> Mesh | AbstractMesh | None:
+def _mesh_of(x: Any) -> AnyMesh | None:
     """The mesh that an array is known to be split over."""
     sharding = jax.typeof(x).sharding if isinstance(x, jax.core.Tracer) else _sharding(x)
     if not isinstance(sharding, NamedSharding) or not any(sharding.spec):
@@ -97,8 +99,12 @@ def _sharding(x: Any) -> Any:
     return x.sharding if isinstance(x, jax.Array) else None
 
 
-def _reshard(x: jax.Array, mesh: Mesh | AbstractMesh, spec: PartitionSpec) -> jax.Array:
+def _reshard(x: jax.Array, mesh: AnyMesh, spec: PartitionSpec) -> jax.Array:
     """`x` spread by `spec` where the mesh leaves that to the program, not to the compiler."""
-    if AxisType.Explicit not in mesh.axis_types:
+    if not _is_explicit(mesh):
         return x
     return jax.sharding.reshard(x, NamedSharding(mesh, spec))
+
+
+def _is_explicit(mesh: AnyMesh) -> bool:
+    return AxisType.Explicit in mesh.axis_types

@@ -1,7 +1,7 @@
 """The loss of one example as a program of primitives that can be evaluated by other rules."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -109,7 +109,12 @@ def inner_programs(equation: core.JaxprEqn) -> list[Program]:
 
 def body(program: Program) -> core.Jaxpr:
     """The jaxpr without its constants."""
-    return getattr(program, "jaxpr", program)
+    return cast(core.Jaxpr, getattr(program, "jaxpr", program))
+
+
+def shape_of(variable: Any) -> jax.ShapeDtypeStruct:
+    """Shape and type of a variable of a program."""
+    return jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
 
 
 def convolutions(program: Program) -> list[core.JaxprEqn]:

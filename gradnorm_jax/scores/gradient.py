@@ -196,14 +196,23 @@ def gradnorm_of_parameters(
     References:
         Huang, Geng, Li (2021), section 5.
     """
-
-    def loss(params: Params, images: jax.Array) -> jax.Array:
-        return kl_to_uniform(model.apply(params, images).logits, temperature=temperature)
-
+    check_temperature(temperature)
     norms = per_example_grad_norms(
-        loss, model.params, images, ord=ord, select=select, microbatch_size=microbatch_size
+        # Bound, the model's arrays stay arguments of the compiled program.
+        jax.tree_util.Partial(_kl_of_images, model.apply, temperature),
+        model.params,
+        images,
+        ord=ord,
+        select=select,
+        microbatch_size=microbatch_size,
     )
     return combine_norms(norms, ord=ord)
+
+
+def _kl_of_images(
+    apply: jax.tree_util.Partial, temperature: float, params: Params, images: jax.Array
+) -> jax.Array:
+    return kl_to_uniform(apply(params, images).logits, temperature=temperature)
 
 
 def one_hot_prediction(logits: jax.Array) -> jax.Array:

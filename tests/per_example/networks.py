@@ -39,6 +39,14 @@ def draw(params, dtype, seed=0):
     return jax.tree.unflatten(treedef, [values(leaf) for leaf in leaves])
 
 
+def draw_shapes(shapes, dtype):
+    """`draw` for a tree of shapes."""
+    is_shape = lambda node: isinstance(node, tuple)  # noqa: E731
+    return draw(
+        jax.tree.map(lambda s: jax.ShapeDtypeStruct(s, dtype), shapes, is_leaf=is_shape), dtype
+    )
+
+
 def images(dtype, size=12, batch=3, channels=3):
     shape = (batch, size, size, channels)
     return jnp.asarray(np.random.default_rng(1).normal(size=shape), dtype)
@@ -127,7 +135,7 @@ def embedding_tied_with_output(dtype):
         return cross_entropy(x.mean(axis=1) @ table.T, jax.nn.one_hot(batch["target"], 11))
 
     shapes = {"table": (11, 7), "kernel": (7, 7), "bias": (7,)}
-    params = draw({k: jax.ShapeDtypeStruct(s, dtype) for k, s in shapes.items()}, dtype)
+    params = draw_shapes(shapes, dtype)
     return Network(loss_fn, params, {"tokens": tokens(), "target": tokens()[:, 0]})
 
 
@@ -163,7 +171,7 @@ def scanned_convolutions(dtype):
         return kl_to_uniform(x.mean(axis=(1, 2)))
 
     shapes = {"stack": (3, 3, 3, 3, 3), "then": (3, 3, 3, 3), "else": ()}
-    params = draw({k: jax.ShapeDtypeStruct(s, dtype) for k, s in shapes.items()}, dtype)
+    params = draw_shapes(shapes, dtype)
     return Network(loss_fn, params, images(dtype, 8, batch=4))
 
 
@@ -233,7 +241,7 @@ def odd_convolutions(dtype):
         "scale": (),
         "unused": (3,),
     }
-    params = draw({k: jax.ShapeDtypeStruct(s, dtype) for k, s in shapes.items()}, dtype)
+    params = draw_shapes(shapes, dtype)
     return Network(loss_fn, params, images(dtype, 7))
 
 

@@ -24,6 +24,10 @@ def norms(gradients, order):
 
     def norm(gradient):
         rows = np.abs(np.asarray(gradient, np.float64)).reshape(len(gradient), -1)
-        return np.linalg.norm(rows, order, axis=1) if order >= 1 else (rows**order).sum(1) ** (1 / order)
+        return (
+            np.linalg.norm(rows, order, axis=1)
+            if order >= 1
+            else (rows**order).sum(1) ** (1 / order)
+        )
 
     return {path: norm(gradient) for path, gradient in gradients.items()}
