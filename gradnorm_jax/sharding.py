@@ -1,4 +1,4 @@
-"""Meshes and the one way in which work is split over devices.
+"""Meshes and the one way in which work is split over devices, those of other hosts included.
 
 Per-example gradients of convolutions come out silently wrong when the compiler partitions
 `vmap(grad)` by itself, and replicated parameters inside `shard_map` have their gradients summed
@@ -10,10 +10,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 BATCH_AXIS = "batch"
 
+Tree = TypeVar("Tree")
 Shared = TypeVar("Shared")
 Batch = TypeVar("Batch")
 Out = TypeVar("Out")
@@ -35,6 +37,31 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding of arrays of which every device holds a full copy."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(mesh: Mesh, rows: Tree) -> Tree:
+    """Arrays `[B, ...]` split over `mesh`, of which every host gives its own rows.
+
+    Args:
+        mesh: the devices; each host has equally many of them.
+        rows: pytree of arrays `[B / hosts, ...]`. Which rows of the whole they become follows from
+            where the host's devices are in the mesh.
+    """
+    return jax.make_array_from_process_local_data(split_batch(mesh), rows)
+
+
+def put_replicated(mesh: Mesh, tree: Tree) -> Tree:
+    """A full copy of every array of `tree`, which is the same on all hosts, for each device."""
+    sharding = replicated(mesh)
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)  # without a copy where there is one already
+    return jax.make_array_from_process_local_data(sharding, tree)
+
+
+def local_rows(array: jax.Array) -> np.ndarray:
+    """This host's rows of an array `[B, ...]` split over a mesh, in the order of `put_batch`."""
+    shards = sorted(array.addressable_shards, key=lambda shard: shard.index[0].start or 0)
+    return np.concatenate([np.asarray(shard.data) for shard in shards])
 
 
 def map_batch(

@@ -1,3 +1,4 @@
+import shutil
 import subprocess
 import sys
 
@@ -21,6 +22,8 @@ def inputs(tmp_path_factory):
             pixels = np.random.default_rng(i).integers(256, size=(16, 16, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(root / name / f"{i}.png")
     (root / "empty").mkdir()
+    shutil.copytree(root / "ood", root / "broken")
+    (root / "broken" / "1.png").write_text("text")
     save_weights(init_model("bit_tiny", 3, jax.random.key(0)).params, "bit_tiny", root / "w.npz")
     (root / "pickle.npz").write_bytes(b"\x80\x04K\x01.")
     (root / "used").mkdir()
@@ -68,6 +71,8 @@ def test_evaluate_prints_the_table(inputs, tmp_path, capsys):
         ({"temperature": "0"}, "temperature must be positive and finite, got 0"),
         ({"batch-size": "0"}, "batch size must be at least 1, got 0"),
         ({"preprocess": "nonsense"}, "unknown preprocessing 'nonsense'"),
+        ({"max-bad": "2"}, "max-bad is a fraction from 0 to 1, got 2"),
+        ({"ood": "fit={root}/ood"}, "'fit' is taken"),
         ({"out": "{root}/used"}, "used already exists and is not empty"),
         ({"out": "{root}/used/report.md"}, "report.md already exists"),
     ],
@@ -85,6 +90,29 @@ def test_bad_input_ends_with_one_sentence(inputs, tmp_path, changes, message):
     assert not (tmp_path / "out").exists() or not any((tmp_path / "out").iterdir())
 
 
+def test_a_run_stopped_by_bad_images_goes_on_if_more_are_allowed(inputs, tmp_path, capsys):
+    changes = {"ood": f"far={inputs / 'broken'}", "out": tmp_path / "out"}
+    with pytest.raises(SystemExit, match=r"more than 0 of the 3 images of far .* 1\.png"):
+        cli.main(arguments(inputs, **changes, **{"max-bad": 0}))
+    kept = tmp_path / "out" / "scores" / "ID.parquet" / "00000-00000.parquet"
+    written = kept.stat().st_mtime_ns
+    cli.main(arguments(inputs, **changes, **{"max-bad": 0.5}))
+    assert "far: 1 files were excluded: 1.png" in capsys.readouterr().out
+    assert kept.stat().st_mtime_ns == written
+
+
+def test_another_run_in_the_same_folder(inputs, tmp_path):
+    cli.main(arguments(inputs, out=tmp_path))
+    with pytest.raises(SystemExit, match=r"options.temperature is 1.0 there and 2.0 now; choose"):
+        cli.main(arguments(inputs, out=tmp_path, temperature=2))
+
+
+def test_without_a_network(inputs, tmp_path):
+    command = ["evaluate", "--out", str(tmp_path), "--ood", f"far={inputs / 'ood'}"]
+    with pytest.raises(SystemExit, match="--model, --weights and --id must be given, or --from-c"):
+        cli.main(command)
+
+
 def test_the_installed_command(inputs, tmp_path):
     command = [sys.executable, "-c", "from gradnorm_jax.cli import main; main()"]
     result = subprocess.run(
@@ -93,3 +121,13 @@ def test_the_installed_command(inputs, tmp_path):
     assert result.returncode != 0
     assert "Traceback" not in result.stderr
     assert "no architecture 'resnet'" in result.stderr
+
+
+def test_a_data_set_of_ones_own_images(inputs, tmp_path, capsys):
+    prepare = ["data", "prepare", "mine", "--data-dir", str(tmp_path)]
+    cli.main([*prepare, "--from", str(inputs / "ood")])
+    assert "prepared: tfds:mine" in capsys.readouterr().out
+    cli.main(prepare)
+    assert "found: tfds:mine" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="has a data set 'nothing'"):
+        cli.main(["data", "prepare", "nothing", "--data-dir", str(tmp_path)])

@@ -26,17 +26,21 @@ import tyro
 
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, scale
 from gradnorm_jax.detectors import parse_detectors
-from gradnorm_jax.evaluation.scoring import forward_pixels, score_pixels
+from gradnorm_jax.evaluation.scoring import score_pixels
 from gradnorm_jax.losses import kl_to_uniform
 from gradnorm_jax.models import ARCHITECTURES, init_model
 from gradnorm_jax.sharding import batch_mesh
-from gradnorm_jax.types import Model, Params, get_path
+from gradnorm_jax.types import Model, Outputs, Params, get_path
 
 
 @functools.partial(jax.jit, static_argnames="preprocess")
-def one_by_one(
-    model: Model, pixels: jax.Array, preprocess: Preprocess
-) -> tuple[jax.Array, Params]:
+def forward(model: Model, pixels: jax.Array, preprocess: Preprocess) -> Outputs:
+    """Features and logits of `[B, H, W, 3]`."""
+    return model(scale(pixels, preprocess))
+
+
+@functools.partial(jax.jit, static_argnames="preprocess")
+def one_by_one(model: Model, pixels: jax.Array, preprocess: Preprocess) -> tuple[jax.Array, Params]:
     """The score of one image, `[1, H, W, 3] -> []`, and the gradients of all parameters."""
 
     def loss(params: Params) -> jax.Array:
@@ -78,7 +82,7 @@ def main(
     detectors, mesh = parse_detectors(["gradnorm"]), batch_mesh(jax.devices()[:1])
     common = {"preprocess": preprocess, "mesh": mesh}
     ways: dict[str, Callable[[], Any]] = {
-        "forward": lambda: forward_pixels(network, pixels, **common),
+        "forward": lambda: forward(network, pixels, preprocess),
         "evaluate": lambda: score_pixels(network, {}, pixels, detectors=detectors, **common),
         "one by one": lambda: [one_by_one(network, x[None], preprocess) for x in pixels],
     }

@@ -1,25 +1,34 @@
 """The command line, `gradnorm-jax`."""
 
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
+import jax
 import rich.console
 import rich.progress
 import tyro
 
+from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.evaluation import report
+from gradnorm_jax.evaluation.hosts import Interrupted, preemption
 from gradnorm_jax.evaluation.run import EvaluateOptions, run
 
 Command = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
+    | Annotated[PrepareOptions, tyro.conf.subcommand("data")]
 )
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Runs one command; what is wrong with its input ends it with one sentence and status 2."""
+    """Runs one command.
+
+    What is wrong with its input ends it with one sentence and status 1. SIGTERM ends an evaluation
+    at the next step with status 75 (EX_TEMPFAIL) and everything saved: the same line goes on there.
+    """
     logging.captureWarnings(True)
     options = tyro.cli(Command, prog="gradnorm-jax", args=arguments)
     console = rich.console.Console()
@@ -33,15 +42,27 @@ def main(arguments: list[str] | None = None) -> None:
         ) as progress:
 
             def track(items: Any, description: str, total: int) -> Any:
+                # Of several processes only the first prints.
+                if jax.process_index():
+                    return items
                 return progress.track(items, total=total, description=description)
 
             match options:
                 case DemoOptions():
                     evaluation = run_demo(options, track)
                 case EvaluateOptions():
-                    evaluation = run(options, track)
+                    with preemption() as stop_here:
+                        evaluation = run(options, track, stop_here)
+                case PrepareOptions():
+                    print(run_prepare(options))
+                    return
+    except Interrupted:
+        print("gradnorm-jax: stopped; start the same line again to go on", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"gradnorm-jax: {error}")
+    if jax.process_index():
+        return
     console.print(report.to_rich(evaluation))
     for remark in report.remarks(evaluation):
         console.print(remark, highlight=False)

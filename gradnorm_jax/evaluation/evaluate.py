@@ -8,19 +8,17 @@ from jax.sharding import Mesh
 from gradnorm_jax.data.preprocess import Preprocess
 from gradnorm_jax.data.sources import Source
 from gradnorm_jax.detectors import Detector
-from gradnorm_jax.evaluation.scoring import (
-    Fitted,
-    ScoreTable,
-    Track,
-    fit_detectors,
-    no_progress,
-    score_source,
-)
+from gradnorm_jax.evaluation.passes import Execution, Fitted, fit_feed, score_feed
+from gradnorm_jax.evaluation.scoring import Feed, Track, image_feed, no_progress
+from gradnorm_jax.evaluation.table import Excluded, ScoreTable
 from gradnorm_jax.metrics import Metrics, evaluate_scores
+from gradnorm_jax.sharding import batch_mesh, put_replicated
 from gradnorm_jax.types import Model
 
 ID = "ID"
 """The name of the in-distribution set in tables and files."""
+FIT = "fit"
+"""The name of the training images in files."""
 
 
 class Evaluation(NamedTuple):
@@ -31,14 +29,14 @@ class Evaluation(NamedTuple):
         accuracy: fraction of ID images with a known label that is predicted; None if none is known.
         metrics: figures with intervals, by detector and OOD set.
         not_run: why a detector was left out, by its name.
-        fit_excluded: id and reason of each file of the training images that could not be used.
+        fit_excluded: the files of the training images that could not be used.
     """
 
     tables: Mapping[str, ScoreTable]
     accuracy: float | None
     metrics: Mapping[str, Mapping[str, Metrics]]
     not_run: Mapping[str, str]
-    fit_excluded: list[tuple[str, str]]
+    fit_excluded: list[Excluded]
 
 
 def evaluate(
@@ -54,7 +52,7 @@ def evaluate(
     mesh: Mesh | None = None,
     track: Track[Any] = no_progress,
 ) -> Evaluation:
-    """Evaluates detectors on one in-distribution set against one or more OOD sets.
+    """Evaluates detectors on one in-distribution set against one or more OOD sets, in memory.
 
     Args:
         model: the classifier; see `gradnorm_jax.adapters` for how to make one.
@@ -70,37 +68,65 @@ def evaluate(
         track: shows progress.
 
     Raises:
-        ValueError: no detector can be run, a score is not finite, or a set has no usable image.
+        ValueError: no detector can be run, a score is not finite, a set has no usable image, or
+            there are several processes.
     """
-    not_run = {
+    sources = {ID: id_source, **ood_sources}
+    fit = None
+    if fit_source is not None and any(d.fit for d in detectors):
+        fit = image_feed(FIT, fit_source, preprocess)
+    return evaluate_feeds(
+        model,
+        {name: image_feed(name, source, preprocess) for name, source in sources.items()},
+        detectors,
+        fit=fit,
+        label_offset=label_offset,
+        execution=Execution(mesh=mesh or batch_mesh(), batch_size=batch_size, track=track),
+    )
+
+
+def evaluate_feeds(
+    model: Model,
+    feeds: Mapping[str, Feed],
+    detectors: Sequence[Detector],
+    *,
+    fit: Feed | None,
+    label_offset: int,
+    execution: Execution,
+    not_run: Mapping[str, str] | None = None,
+) -> Evaluation:
+    """Evaluates detectors on data sets that may not be images any more; see `evaluate`.
+
+    Args:
+        model: the classifier, or what the feeds need of it.
+        feeds: the in-distribution set under the name "ID", and one or more others.
+        detectors: those asked for.
+        fit: labelled in-distribution training images.
+        label_offset: class k is logit k + label_offset.
+        execution: how passes are carried out.
+        not_run: why a detector cannot be run, by its name.
+    """
+    unfitted = {
         d.name: "it is fitted to labelled ID training images, and none were given (--fit)"
         for d in detectors
-        if d.fit and fit_source is None
+        if d.fit and fit is None
     }
+    not_run = unfitted | dict(not_run or {})
     detectors = tuple(d for d in detectors if d.name not in not_run)
     if not detectors:
-        raise ValueError(
-            f"none of the detectors can be run: {', '.join(not_run)} must be fitted to labelled ID "
-            "training images; give some (--fit) or another detector"
-        )
-    common: dict[str, Any] = {
-        "detectors": detectors,
-        "preprocess": preprocess,
-        "batch_size": batch_size,
-        "mesh": mesh,
-        "track": track,
-    }
-    fitted = Fitted({}, [])
-    if fit_source is not None and any(d.fit for d in detectors):
-        fitted = fit_detectors(model, fit_source, **common)
+        reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
+        raise ValueError(f"none of the detectors can be run: {reasons}")
+    model = put_replicated(execution.mesh, model)
+    fitted = fit_feed(model, fit, detectors, execution) if fit else Fitted({}, [])
     tables = {
-        name: score_source(model, fitted.states, source, **common)
-        for name, source in {ID: id_source, **ood_sources}.items()
+        name: score_feed(model, fitted.states, feed, detectors, execution)
+        for name, feed in feeds.items()
     }
     metrics = {
         d.name: {
             name: evaluate_scores(tables[ID].scores[d.name], tables[name].scores[d.name])
-            for name in ood_sources
+            for name in feeds
+            if name != ID
         }
         for d in detectors
     }

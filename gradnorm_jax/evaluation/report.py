@@ -2,9 +2,8 @@
 
 import dataclasses
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from statistics import fmean
-from typing import NamedTuple
+from typing import IO, NamedTuple
 
 import numpy as np
 import rich.table
@@ -78,7 +77,7 @@ def remarks(evaluation: Evaluation) -> list[str]:
     excluded = {name: table.excluded for name, table in evaluation.tables.items()}
     for source, images in {**excluded, "fit": evaluation.fit_excluded}.items():
         if images:
-            listed = "; ".join(f"{name} ({reason})" for name, reason in images[:5])
+            listed = "; ".join(f"{image.id} ({image.reason})" for image in images[:5])
             more = f"; and {len(images) - 5} more" if len(images) > 5 else ""
             lines.append(f"{source}: {len(images)} files were excluded: {listed}{more}.")
     return lines
@@ -122,8 +121,8 @@ def summary(evaluation: Evaluation) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def plot_histograms(evaluation: Evaluation, path: Path) -> None:
-    """Draws a grid of histograms, detectors by OOD sets, ID scores over OOD scores.
+def plot_histograms(evaluation: Evaluation, file: IO[bytes]) -> None:
+    """Draws a grid of histograms, detectors by OOD sets, ID scores over OOD scores, as PNG.
 
     Raises:
         ModuleNotFoundError: matplotlib is not installed.
@@ -145,4 +144,4 @@ def plot_histograms(evaluation: Evaluation, path: Path) -> None:
             axis.set_yticks([])
             axis.locator_params(axis="x", nbins=4)
             axis.legend(fontsize="small")
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, format="png", dpi=120)

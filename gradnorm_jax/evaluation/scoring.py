@@ -1,19 +1,21 @@
-"""From images to scores: one forward pass for all detectors, split over all devices."""
+"""From images, or the outputs kept of them, to scores: one forward pass for all detectors."""
 
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from gradnorm_jax.data.loader import HostBatch, batches, num_batches
+from gradnorm_jax.data.loader import HostBatch, batches
 from gradnorm_jax.data.preprocess import Preprocess, scale
 from gradnorm_jax.data.sources import Source
-from gradnorm_jax.detectors import Batch, Detector, Fit
-from gradnorm_jax.sharding import batch_mesh, map_batch, split_batch
+from gradnorm_jax.detectors import Batch, Detector
+from gradnorm_jax.evaluation.hosts import Split
+from gradnorm_jax.evaluation.table import Excluded, ScoreTable
+from gradnorm_jax.sharding import local_rows, map_batch, put_batch
 from gradnorm_jax.types import Model, Outputs
 
 Item = TypeVar("Item")
@@ -26,190 +28,217 @@ def no_progress(items: Iterable[Item], description: str, total: int) -> Iterable
     return items
 
 
-class ScoreTable(NamedTuple):
-    """The scores of one data set, a row per image that could be decoded, in source order.
+States = Mapping[str, Any]
+"""What fitted detectors have learned, by their names."""
+
+
+class Scored(NamedTuple):
+    """What is computed of a batch.
 
     Attributes:
-        ids: `[N]`, the images' ids.
-        labels: `[N]` int32, their classes, -1 where unknown.
-        predictions: `[N]` int32, the largest logit of each.
-        scores: `[N]` float32 by detector.
-        excluded: id and reason of each file that is not, or could not be decoded as, an image.
+        predictions: `[B]`, the largest logit of each image.
+        scores: `[B]` by detector.
+        outputs: features `[B, D]` and logits `[B, C]`, from which detectors learn.
     """
 
+    predictions: jax.Array
+    scores: dict[str, jax.Array]
+    outputs: Outputs
+
+
+class Chunk(NamedTuple):
+    """One process's part of a batch before it is scored.
+
+    Attributes:
+        data: pytree of arrays `[B, ...]` that go to the devices.
+        mask: `[B]` bool, whether the row holds an image; N of them do.
+        positions: `[N]` int64, where in the data set.
+        ids: N ids.
+        labels: `[N]` int32, -1 where unknown.
+        excluded: the files of this batch that could not be decoded.
+    """
+
+    data: Any
+    mask: np.ndarray
+    positions: np.ndarray
     ids: list[str]
     labels: np.ndarray
-    predictions: np.ndarray
-    scores: Mapping[str, np.ndarray]
-    excluded: list[tuple[str, str]]
+    excluded: list[Excluded]
 
 
-class Fitted(NamedTuple):
-    """What detectors have learned from in-distribution training images.
+class Score(Protocol):
+    """Computes on the devices what is wanted of `Chunk.data`."""
+
+    def __call__(  # noqa: D102
+        self,
+        model: Model,
+        states: States,
+        data: Any,
+        /,
+        *,
+        detectors: tuple[Detector, ...],
+        mesh: Mesh,
+    ) -> Scored: ...
+
+
+class Feed(NamedTuple):
+    """A data set on its way to the devices.
 
     Attributes:
-        states: by name of the detector, for those that are fitted.
-        excluded: id and reason of each file that is not, or could not be decoded as, an image.
+        name: what tables and files call the set.
+        length: the number of its positions.
+        ignored: the files that were passed over because of their names.
+        chunks: `(split, start) -> chunks` of this process, from step `start` on.
+        score: the computation that its chunks need.
     """
 
-    states: Mapping[str, Any]
-    excluded: list[tuple[str, str]]
+    name: str
+    length: int
+    ignored: Sequence[str]
+    chunks: Callable[[Split, int], Iterator[Chunk]]
+    score: Score
+
+
+class Step(NamedTuple):
+    """What has become of a `Chunk`.
+
+    Attributes:
+        table: a row for each image.
+        mask: `[B]` bool, which of this process's rows hold an image.
+        outputs: `[B, ...]` on the devices of all processes.
+        statistics: what the images tell fitted detectors, to be added up; see `detectors.Fit`.
+    """
+
+    table: ScoreTable
+    mask: np.ndarray
+    outputs: Outputs
+    statistics: Any
+
+
+def image_feed(name: str, source: Source, preprocess: Preprocess) -> Feed:
+    """The images of a source, which go through the network."""
+
+    def chunks(split: Split, start: int) -> Iterator[Chunk]:
+        loaded = batches(
+            source,
+            preprocess,
+            split.rows,
+            start=start,
+            process_index=split.process,
+            process_count=split.processes,
+        )
+        return map(_to_chunk, loaded)
+
+    score = functools.partial(score_pixels, preprocess=preprocess)
+    return Feed(name, len(source), source.ignored, chunks, score)
+
+
+def _to_chunk(batch: HostBatch) -> Chunk:
+    undecodable = batch.positions[~batch.mask & (batch.positions >= 0)]
+    return Chunk(
+        batch.pixels,
+        batch.mask,
+        batch.positions[batch.mask],
+        list(itertools.compress(batch.ids, batch.mask)),
+        batch.labels[batch.mask],
+        [Excluded(*bad, int(at)) for bad, at in zip(batch.bad, undecodable, strict=True)],
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("detectors", "preprocess", "mesh"))
 def score_pixels(
     model: Model,
-    states: Mapping[str, Any],
+    states: States,
     pixels: jax.Array,
     *,
     detectors: tuple[Detector, ...],
     preprocess: Preprocess,
     mesh: Mesh,
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Predictions `[B]` and scores `[B]` by detector of uint8 pixels `[B, H, W, 3]`.
+) -> Scored:
+    """Scores uint8 pixels `[B, H, W, 3]`.
 
     B must be a multiple of the number of devices in `mesh`. `states` holds the state of each
     detector that is fitted.
     """
 
-    def score_slice(shared: tuple[Model, Mapping[str, Any]], pixels: jax.Array) -> Any:
-        model, states = shared
+    def score_slice(shared: tuple[Model, States], pixels: jax.Array) -> Scored:
         images = scale(pixels, preprocess)
-        batch = Batch(images, model(images))
-        scores = {d.name: d.score(states.get(d.name), model, batch) for d in detectors}
-        return batch.outputs.logits.argmax(axis=-1), scores
+        batch = Batch(images, shared[0](images))
+        predictions = batch.outputs.logits.argmax(axis=-1)
+        return Scored(predictions, _score(shared, batch, detectors), batch.outputs)
 
     return map_batch(score_slice, mesh)((model, states), pixels)
 
 
-@functools.partial(jax.jit, static_argnames=("preprocess", "mesh"))
-def forward_pixels(
-    model: Model, pixels: jax.Array, *, preprocess: Preprocess, mesh: Mesh
-) -> Outputs:
-    """Features `[B, D]` and logits `[B, C]` of uint8 pixels `[B, H, W, 3]`."""
-
-    def forward_slice(model: Model, pixels: jax.Array) -> Outputs:
-        return model(scale(pixels, preprocess))
-
-    return map_batch(forward_slice, mesh)(model, pixels)
-
-
-def score_source(
+@functools.partial(jax.jit, static_argnames=("detectors", "mesh"))
+def score_outputs(
     model: Model,
-    states: Mapping[str, Any],
-    source: Source,
+    states: States,
+    kept: tuple[Outputs, jax.Array],
     *,
     detectors: tuple[Detector, ...],
-    preprocess: Preprocess,
-    batch_size: int = 64,
-    mesh: Mesh | None = None,
-    track: Track[Any] = no_progress,
-) -> ScoreTable:
-    """Scores every image of a source; see `score_pixels`.
-
-    Scores depend neither on the batch size, which is rounded up to a multiple of the number of
-    devices, nor on how batches are filled.
-
-    Raises:
-        ValueError: a score is not finite, or no image could be decoded.
-    """
-    mesh = mesh or batch_mesh()
-    step = functools.partial(
-        score_pixels, model, states, detectors=detectors, preprocess=preprocess, mesh=mesh
-    )
-    parts: list[ScoreTable] = []
-    for batch, result in _run(step, source, preprocess, batch_size, mesh, track):
-        predictions, scores = jax.device_get(result)
-        valid = batch.mask
-        parts.append(
-            ScoreTable(
-                ids=list(itertools.compress(batch.ids, valid)),
-                labels=batch.labels[valid],
-                predictions=predictions[valid],
-                scores={name: values[valid] for name, values in scores.items()},
-                excluded=list(batch.bad),
-            )
-        )
-        _check_finite(parts[-1], source.name)
-    table = _concatenate(parts)
-    if not table.ids:
-        raise ValueError(
-            f"none of the {len(source)} images of {source.name} could be decoded; the first: "
-            f"{': '.join(table.excluded[0])}"
-        )
-    return table._replace(excluded=_ignored(source) + table.excluded)
-
-
-def fit_detectors(
-    model: Model,
-    source: Source,
-    *,
-    detectors: Sequence[Detector],
-    preprocess: Preprocess,
-    batch_size: int = 64,
-    mesh: Mesh | None = None,
-    track: Track[Any] = no_progress,
-) -> Fitted:
-    """Fits all detectors that need it, in one pass over labelled training images.
-
-    Raises:
-        ValueError: an image has no label within the network's classes, or there are too few.
-    """
-    fits: dict[str, Fit] = {d.name: d.fit for d in detectors if d.fit}
-    mesh = mesh or batch_mesh()
-    step = functools.partial(forward_pixels, model, preprocess=preprocess, mesh=mesh)
-    statistics: dict[str, Any] = {}
-    excluded = _ignored(source)
-    for batch, result in _run(step, source, preprocess, batch_size, mesh, track):
-        outputs = Outputs(*(x[batch.mask] for x in jax.device_get(result)))
-        update = {name: fit.update(outputs, batch.labels[batch.mask]) for name, fit in fits.items()}
-        statistics = jax.tree.map(np.add, statistics, update) if statistics else update
-        excluded.extend(batch.bad)
-    return Fitted({name: fit.finalize(statistics[name]) for name, fit in fits.items()}, excluded)
-
-
-def _run(
-    step: Callable[[jax.Array], Any],
-    source: Source,
-    preprocess: Preprocess,
-    batch_size: int,
     mesh: Mesh,
+) -> Scored:
+    """Scores what was kept of an earlier forward pass: its outputs and predictions `[B]`."""
+
+    def score_slice(shared: tuple[Model, States], kept: tuple[Outputs, jax.Array]) -> Scored:
+        outputs, predictions = kept
+        return Scored(predictions, _score(shared, Batch(None, outputs), detectors), outputs)
+
+    return map_batch(score_slice, mesh)((model, states), kept)
+
+
+def _score(
+    shared: tuple[Model, States], batch: Batch, detectors: tuple[Detector, ...]
+) -> dict[str, jax.Array]:
+    model, states = shared
+    return {d.name: d.score(states.get(d.name), model, batch) for d in detectors}
+
+
+def run_steps(
+    feed: Feed,
+    model: Model,
+    states: States,
+    *,
+    detectors: tuple[Detector, ...],
+    mesh: Mesh,
+    split: Split,
     track: Track[Any],
-) -> Iterator[tuple[HostBatch, Any]]:
-    """Pairs of a batch and what `step` makes of its pixels, with one step always under way."""
-    batch_size = -(-batch_size // mesh.size) * mesh.size
-    pending: tuple[HostBatch, Any] | None = None
-    steps = batches(source, preprocess, batch_size)
-    for batch in track(steps, source.name, num_batches(len(source), batch_size)):
-        following = batch, step(jax.device_put(batch.pixels, split_batch(mesh)))
+    start: int = 0,
+) -> Iterator[Step]:
+    """Scores a data set from step `start` on, with one step always under way on the devices.
+
+    Raises:
+        ValueError: a score is not finite.
+    """
+    score = functools.partial(feed.score, model, states, detectors=detectors, mesh=mesh)
+    pending: tuple[Chunk, Scored] | None = None
+    remaining = split.num_steps(feed.length) - start
+    for chunk in track(feed.chunks(split, start), feed.name, remaining):
+        following = chunk._replace(data=None), score(put_batch(mesh, chunk.data))
         if pending:
-            yield pending
+            yield _to_step(feed, *pending)
         pending = following
     if pending:
-        yield pending
+        yield _to_step(feed, *pending)
 
 
-def _ignored(source: Source) -> list[tuple[str, str]]:
-    return [(file, "not an image by its name") for file in source.ignored]
+def _to_step(feed: Feed, chunk: Chunk, scored: Scored) -> Step:
+    predictions, scores = jax.tree.map(
+        lambda array: local_rows(array)[chunk.mask], (scored.predictions, scored.scores)
+    )
+    table = ScoreTable(
+        chunk.positions, chunk.ids, chunk.labels, predictions, scores, chunk.excluded
+    )
+    _check_finite(table, feed.name)
+    return Step(table, chunk.mask, scored.outputs, {})
 
 
-def _check_finite(part: ScoreTable, name: str) -> None:
-    for detector, values in part.scores.items():
-        bad = list(itertools.compress(part.ids, ~np.isfinite(values)))
+def _check_finite(table: ScoreTable, name: str) -> None:
+    for detector, values in table.scores.items():
+        bad = list(itertools.compress(table.ids, ~np.isfinite(values)))
         if bad:
             raise ValueError(
                 f"{detector} gives scores that are not finite on {name}, for {len(bad)} images of "
                 f"a batch ({', '.join(bad[:5])}): check the weights and the preprocessing"
             )
-
-
-def _concatenate(parts: Sequence[ScoreTable]) -> ScoreTable:
-    return ScoreTable(
-        ids=list(itertools.chain.from_iterable(part.ids for part in parts)),
-        labels=np.concatenate([part.labels for part in parts]),
-        predictions=np.concatenate([part.predictions for part in parts]),
-        scores={
-            name: np.concatenate([part.scores[name] for part in parts]) for name in parts[0].scores
-        },
-        excluded=list(itertools.chain.from_iterable(part.excluded for part in parts)),
-    )

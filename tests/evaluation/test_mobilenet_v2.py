@@ -8,7 +8,8 @@ from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.sources import FileSource, open_source
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import evaluate
-from gradnorm_jax.evaluation.scoring import score_source
+from gradnorm_jax.evaluation.passes import Execution, score_feed
+from gradnorm_jax.evaluation.scoring import image_feed
 from gradnorm_jax.models import load_model
 from gradnorm_jax.sharding import batch_mesh
 
@@ -29,14 +30,12 @@ def some(source, step):
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 1), (64, 1), (64, 2), (64, 8)])
 def test_autodiff_and_closed_form_agree_on_every_image(shared_data, model, batch_size, devices):
     source = some(open_source(f"csv:{shared_data}/imagenet/id_val.csv"), 20)
-    table = score_source(
+    table = score_feed(
         model,
         {},
-        source,
-        detectors=parse_detectors(["gradnorm", "gradnorm(autodiff=True)"]),
-        preprocess=CROP224,
-        batch_size=batch_size,
-        mesh=batch_mesh(jax.devices()[:devices]),
+        image_feed("ID", source, CROP224),
+        parse_detectors(["gradnorm", "gradnorm(autodiff=True)"]),
+        Execution(mesh=batch_mesh(jax.devices()[:devices]), batch_size=batch_size),
     )
     assert table.ids == list(source.ids)
     np.testing.assert_allclose(

@@ -90,5 +90,17 @@ def test_without_training_images_fitted_detectors_are_listed_as_not_run(options,
 def test_equal_runs_write_equal_files(evaluation, options, tmp_path):
     again = dataclasses.replace(options, out=tmp_path / "out")
     run(again)
-    for name in ("metrics.json", "report.md", "scores/ID.parquet", "scores/far.parquet"):
+    files = sorted(x.relative_to(again.out) for x in again.out.rglob("*") if x.is_file())
+    assert [str(x) for x in files] == [
+        "config.json",
+        "histograms.png",
+        "metrics.json",
+        "report.md",
+        "scores/ID.parquet/00000-00000.parquet",
+        "scores/far.parquet/00000-00000.parquet",
+        "scores/fit.parquet/00000-00000.parquet",
+        "scores/near.parquet/00000-00000.parquet",
+        "statistics/fit-00000.safetensors",
+    ]
+    for name in files[1:]:
         assert (again.out / name).read_bytes() == (options.out / name).read_bytes(), name

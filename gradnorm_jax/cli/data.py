@@ -1,0 +1,41 @@
+"""The command that prepares data sets."""
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from gradnorm_jax.data.sources import open_source
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareOptions:
+    """Prepare a data set for `tfds:NAME`: download it, convert it, or make it of your own images.
+
+    Attributes:
+        action: what to do.
+        name: of tfds, or inaturalist_ood, sun_ood or places_ood; with --from, of your choice.
+        source: make the data set of these images: a folder, csv:FILE or list:FILE.
+        data_dir: where data sets are; by default where tfds puts them.
+        manual_dir: the folder with files that were downloaded by hand.
+    """
+
+    action: tyro.conf.Positional[Literal["prepare"]]
+    name: tyro.conf.Positional[str]
+    source: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    data_dir: Path | None = None
+    manual_dir: Path | None = None
+
+
+def run_prepare(options: PrepareOptions) -> str:
+    """Prepares a data set and says what is where; see `gradnorm_jax.data.prepare`."""
+    from gradnorm_jax.data.prepare import prepare, prepare_source  # slow to import
+
+    if options.source is None:
+        done = prepare(options.name, data_dir=options.data_dir, manual_dir=options.manual_dir)
+    else:
+        source = open_source(options.source, options.data_dir)
+        done = prepare_source(source, options.name, data_dir=options.data_dir)
+    splits = ", ".join(f"{split}: {count} images" for split, count in done.images.items())
+    return f"{done.action}: tfds:{done.name} in {done.folder} ({splits})"

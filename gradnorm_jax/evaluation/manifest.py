@@ -1,0 +1,108 @@
+"""What a run is made of, so that no other is mistaken for it."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradnorm_jax.data.sources import FileSource, Source
+from gradnorm_jax.evaluation.folder import Folder, to_json
+
+CONFIG = "config.json"
+Manifest = dict[str, Any]
+"""JSON: what decides the results of a run."""
+
+_PACKAGES = ("gradnorm-jax", "jax", "jaxlib", "flax", "numpy", "pillow", "tensorstore", "pyarrow")
+_SAMPLES = 64
+_FREE = {"options.out", "options.max_bad", "options.distributed"}
+"""What may change between two starts of a run."""
+
+
+def environment() -> Manifest:
+    """Versions, devices and processes, on which the last digits of scores depend."""
+    return {
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "devices": [device.device_kind for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
+
+
+def describe_source(source: Source) -> Manifest:
+    """The number of images of a source and a fingerprint of it.
+
+    The fingerprint covers id, label and content of 64 images spread evenly over the source and, of
+    image files, the ids and labels of all. It is cheap: it tells data sets and their versions
+    apart, but does not see a single file whose content has changed.
+    """
+    digest = hashlib.sha256()
+    everything = (source.ids, source.labels) if isinstance(source, FileSource) else ()
+    digest.update(json.dumps([len(source), everything]).encode())
+    for index in np.unique(np.linspace(0, len(source) - 1, _SAMPLES).astype(int)):
+        record = source[int(index)]
+        digest.update(json.dumps([record.id, record.label]).encode())
+        digest.update(hashlib.sha256(record.data).digest())
+    return {"images": len(source), "sha256": digest.hexdigest()}
+
+
+def hash_file(path: str | os.PathLike[str]) -> str:
+    """The SHA-256 of a file, in hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_config(folder: Folder) -> Manifest | None:
+    """The description of the run that a folder holds; None if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content = folder.read(CONFIG)
+    try:
+        return None if content is None else dict(json.loads(content))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder.address}/{CONFIG} is not that of a run: {error}") from error
+
+
+def claim(folder: Folder, manifest: Manifest) -> None:
+    """Makes a folder that of the run described: writes its config, or checks the one there.
+
+    Raises:
+        FileExistsError: the folder holds another run, or something else.
+        OSError: it cannot be read or written.
+    """
+    there = read_config(folder)
+    if there is None:
+        if folder.names():
+            raise FileExistsError(
+                f"{folder.address} already exists and is not empty; choose another --out"
+            )
+        folder.write(CONFIG, to_json(manifest))
+    elif unlike := differences(there, manifest):
+        raise FileExistsError(f"{folder.address} holds another run: {unlike}; choose another --out")
+
+
+def differences(there: Manifest, now: Manifest) -> str:
+    """What a description lacks or has otherwise of another, or of a part of one; "" if nothing."""
+    old, new = (_flatten(json.loads(to_json(each))) for each in (there, now))
+    unlike = [
+        f"{key} is {old.get(key)!r} there and {value!r} now"
+        for key, value in new.items()
+        if key not in _FREE and old.get(key) != value
+    ]
+    return ", ".join(unlike[:3]) + (", ..." if len(unlike) > 3 else "")
+
+
+def _flatten(value: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {".".join(path): value}
+    return {k: v for key, below in value.items() for k, v in _flatten(below, (*path, key)).items()}

@@ -1,0 +1,196 @@
+"""Real processes: several that share a run, and runs that are killed or stopped."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet
+import pytest
+
+pytestmark = pytest.mark.slow
+COMMAND = [sys.executable, "-c", "from gradnorm_jax.cli import main; main()", "evaluate"]
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    """Of processes with one device each, which share what they compile."""
+    return os.environ | {
+        "XLA_FLAGS": "",
+        "OPENBLAS_NUM_THREADS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+@pytest.fixture(scope="module")
+def inputs(make_folder, weights):
+    near = make_folder(19, seed=1)
+    (near / "005.png").write_text("not an image")
+    options = {
+        "model": "bit_tiny",
+        "weights": weights,
+        "id": make_folder(41, classes=3),
+        "fit": make_folder(50, classes=3, seed=3),
+        "batch-size": 4,
+        "max-bad": 0.1,
+        "cache": "float32",
+    }
+    sets = ["--ood", f"near={near}", f"far={make_folder(3, seed=2)}"]
+    detectors = ["--detectors", "msp", "mahalanobis", "gradnorm"]
+    return [*(str(x) for k, v in options.items() for x in (f"--{k}", v)), *sets, *detectors]
+
+
+def start(environment, *arguments):
+    return subprocess.Popen(
+        [*COMMAND, *map(str, arguments)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def start_all(environment, count, *arguments):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    where = ["--distributed", f"localhost:{port}", count]
+    return [start(environment, *arguments, *where, i) for i in range(count)]
+
+
+def end(processes):
+    """Status and outputs of each."""
+    return [(*process.communicate(timeout=120)[::-1], process.returncode) for process in processes]
+
+
+def wait_for(path):
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def read_files(folder):
+    """The contents of all files of a run but its config, by their names."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    del found["config.json"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def alone(environment, inputs, tmp_path_factory):
+    """The folder of an undisturbed run of one process."""
+    out = tmp_path_factory.mktemp("alone") / "out"
+    ((_, _, status),) = end([start(environment, *inputs, "--out", out)])
+    assert status == 0
+    return out
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_several_processes_find_what_one_finds(environment, inputs, alone, tmp_path, count):
+    ends = end(start_all(environment, count, *inputs, "--out", tmp_path / "out"))
+    assert [status for _, _, status in ends] == [0] * count, ends
+    assert "gradnorm" in ends[0][1]
+    assert not any("gradnorm" in stdout for _, stdout, _ in ends[1:])
+    for name in ("ID", "near", "far", "fit"):
+        expected, table = (
+            pyarrow.parquet.read_table(out / "scores" / f"{name}.parquet").sort_by("position")
+            for out in (alone, tmp_path / "out")
+        )
+        for column in expected.column_names:
+            if column in ("position", "id", "label", "prediction"):
+                assert table[column].equals(expected[column])
+            else:
+                np.testing.assert_allclose(table[column], expected[column], rtol=2e-5)
+    figures, expected = (
+        json.loads((out / "metrics.json").read_text()) for out in (tmp_path / "out", alone)
+    )
+    assert figures == expected
+    assert list(figures["excluded"]["near"]) == ["005.png"]
+
+
+def test_one_process_can_use_the_cache_of_several(environment, inputs, alone, tmp_path):
+    ends = end(start_all(environment, 2, *inputs, "--out", tmp_path / "two"))
+    assert [status for _, _, status in ends] == [0, 0]
+    again = ["--from-cache", tmp_path / "two", "--out", tmp_path / "again"]
+    ((_, _, status),) = end([start(environment, *again, "--detectors", "msp", "gradnorm")])
+    assert status == 0
+    expected, figures = (
+        json.loads((out / "metrics.json").read_text()) for out in (alone, tmp_path / "again")
+    )
+    assert figures["metrics"]["gradnorm"] == expected["metrics"]["gradnorm"]
+    assert figures["accuracy"] == expected["accuracy"]
+
+
+def test_a_run_that_is_killed_again_and_again(environment, inputs, tmp_path):
+    script = Path(__file__).with_name("kill_runs.py")
+    subprocess.run(
+        [sys.executable, script, tmp_path, "20", *inputs], env=environment, check=True, timeout=300
+    )
+    expected = read_files(tmp_path / "undisturbed")
+    assert "cache/fit/features/c/12/0" in expected
+    killed = [path for path in tmp_path.iterdir() if path.name.isdigit()]
+    assert len(killed) >= 4
+    for folder in killed:
+        assert read_files(folder) == expected, folder
+
+
+def test_sigterm_stops_a_run_that_can_go_on(environment, inputs, alone, tmp_path):
+    out = tmp_path / "out"
+    process = start(environment | {"JAX_COMPILATION_CACHE_DIR": ""}, *inputs, "--out", out)
+    wait_for(out / "config.json")  # the first step is being compiled
+    process.send_signal(signal.SIGTERM)
+    ((stderr, _, status),) = end([process])
+    assert status == 75, stderr
+    assert "stopped; start it again to go on in" in stderr
+    assert "Traceback" not in stderr
+    assert (out / "scores" / "fit.parquet").exists()
+    assert not (out / "metrics.json").exists()
+    ((stderr, _, status),) = end([start(environment, *inputs, "--out", out)])
+    assert status == 0, stderr
+    assert read_files(out) == read_files(alone)
+
+
+def test_sigterm_to_one_process_stops_all(environment, inputs, tmp_path):
+    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
+    processes = start_all(environment | {"JAX_COMPILATION_CACHE_DIR": ""}, 2, *inputs, "--out", out)
+    wait_for(out / "config.json")
+    processes[1].send_signal(signal.SIGTERM)
+    ends = end(processes)
+    assert [status for _, _, status in ends] == [75, 75], ends
+    assert not (out / "metrics.json").exists()
+    for folder in (out, undisturbed):
+        ends = end(start_all(environment, 2, *inputs, "--out", folder))
+        assert [status for _, _, status in ends] == [0, 0], ends
+    assert read_files(out) == read_files(undisturbed)
+
+
+def test_all_processes_fail_if_one_does(environment, inputs, make_folder, tmp_path):
+    folder = make_folder(200, seed=6)
+    name = "103.png"  # is not among those that tell sources apart, and the second process's
+    (folder / name).unlink()
+    (folder / name).symlink_to(tmp_path / "nowhere")
+    arguments = [*inputs, "--ood", f"far={folder}", "--out", tmp_path / "out"]
+    first, second = end(start_all(environment, 2, *arguments))
+    assert "103.png" in second[0]
+    assert "process 1 of 2 has failed; it says why" in first[0]
+    assert first[2] == second[2] == 1
+
+
+def test_a_second_run_in_the_same_folder(environment, inputs, tmp_path):
+    out = tmp_path / "out"
+    first = start(environment, *inputs, "--out", out)
+    wait_for(out / "config.json")
+    first.send_signal(signal.SIGSTOP)  # it holds the folder for as long as it takes
+    ((stderr, _, status),) = end([start(environment, *inputs, "--out", out)])
+    first.send_signal(signal.SIGCONT)
+    assert status == 1
+    assert f"another run is writing to {out}" in stderr
+    ((stderr, _, status),) = end([first])
+    assert status == 0, stderr
