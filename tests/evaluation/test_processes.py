@@ -148,7 +148,7 @@ def test_sigterm_stops_a_run_that_can_go_on(environment, inputs, alone, tmp_path
     process.send_signal(signal.SIGTERM)
     ((stderr, _, status),) = end([process])
     assert status == 75, stderr
-    assert "stopped; start it again to go on in" in stderr
+    assert "stopped; start the same line again to go on" in stderr
     assert "Traceback" not in stderr
     assert (out / "scores" / "fit.parquet").exists()
     assert not (out / "metrics.json").exists()
