@@ -4,13 +4,14 @@ import jax
 import numpy as np
 import pytest
 
-from gradnorm_jax.data.preprocess import get_preprocess
+from gradnorm_jax.data.images import decode_rgb
+from gradnorm_jax.data.preprocess import get_preprocess, scale
 from gradnorm_jax.data.sources import open_source
 from gradnorm_jax.detectors import Detector, parse_detectors
 from gradnorm_jax.evaluation.passes import Execution, fit_feed, score_feed
 from gradnorm_jax.evaluation.scoring import image_feed
 from gradnorm_jax.models import load_model
-from gradnorm_jax.scores import feature_norm
+from gradnorm_jax.scores import feature_norm, gradnorm
 from gradnorm_jax.sharding import batch_mesh
 
 BIT32 = get_preprocess("bit32")
@@ -60,10 +61,6 @@ def test_closed_form_is_the_definition_on_a_network(setting):
 def test_scores_are_those_of_each_image_alone(setting):
     model, _, source = setting
     table = score(setting, parse_detectors(["gradnorm"]))
-    from gradnorm_jax.data.images import decode_rgb
-    from gradnorm_jax.data.preprocess import scale
-    from gradnorm_jax.scores import gradnorm
-
     for i in (0, 20):
         pixels = BIT32.pixels(decode_rgb(source[i].data))[None]
         alone = gradnorm(*model(scale(pixels, BIT32)))
