@@ -77,7 +77,9 @@ def standardize(kernel: jax.Array) -> jax.Array:
     """
     # As a matrix: reductions over three axes at once are slow on CPUs.
     weights = widen(kernel).reshape(-1, kernel.shape[-1])
-    return _standardize_columns(weights).reshape(kernel.shape)
+    centred = weights - weights.mean(axis=0, keepdims=True)
+    variance = jnp.square(centred).mean(axis=0, keepdims=True)
+    return (centred / jnp.sqrt(variance + 1e-10)).reshape(kernel.shape)
 
 
 def layout(path: Path) -> Entry:
@@ -139,30 +141,6 @@ class _StandardizedConv(nn.Module):
             padding=[(padding, padding)] * 2,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
         )
-
-
-@jax.custom_jvp
-def _standardize_columns(weights: jax.Array) -> jax.Array:
-    return _standardized_and_scale(weights)[0]
-
-
-@_standardize_columns.defjvp
-def _standardize_columns_jvp(
-    primals: tuple[jax.Array], tangents: tuple[jax.Array]
-) -> tuple[jax.Array, jax.Array]:
-    # In terms of the result, which the convolution keeps anyway: derived step by step, another
-    # array of the size of all kernels would have to be kept for the backward pass.
-    (tangent,) = tangents
-    standardized, scale = _standardized_and_scale(*primals)
-    shift = tangent.mean(axis=0, keepdims=True) / scale
-    stretch = (standardized * tangent).mean(axis=0, keepdims=True) / scale
-    return standardized, tangent / scale - shift - standardized * stretch
-
-
-def _standardized_and_scale(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
-    centred = weights - weights.mean(axis=0, keepdims=True)
-    scale = jnp.sqrt(jnp.square(centred).mean(axis=0, keepdims=True) + 1e-10)
-    return centred / scale, scale
 
 
 class _Convolution(nn.Module):

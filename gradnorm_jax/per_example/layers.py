@@ -19,6 +19,7 @@ from jax.custom_batching import custom_vmap
 
 from gradnorm_jax.losses import widen
 from gradnorm_jax.norms import entrywise_norm
+from gradnorm_jax.ordering import after
 from gradnorm_jax.per_example import convolution
 from gradnorm_jax.per_example.analysis import Entry
 from gradnorm_jax.per_example.program import shape_of
@@ -125,7 +126,7 @@ def norm_by_gradient(
             for operand, has_examples in zip(operands, batched, strict=True)
         )
         # Made again now, the kernel's intermediate values need not be kept from the forward pass.
-        cotangent, again = lax.optimization_barrier((cotangent, parameter))
+        again = after(parameter, cotangent)
         norm = norm_by(jax.vjp(make_kernel, again)[1])
         at_once = _examples_at_once(entry) if in_turn else size
         if at_once >= size:
