@@ -69,6 +69,8 @@ def test_evaluate_prints_the_table(inputs, tmp_path, capsys):
         ({"detectors": "mahalanobis"}, "none of the detectors can be run"),
         ({"detectors": "mahalanobis", "fit": "{root}/id"}, "labels outside of 0..2"),
         ({"temperature": "0"}, "temperature must be positive and finite, got 0"),
+        ({"id": "tfds:mine", "data-dir": "{root}"}, "gradnorm-jax data prepare mine --data-dir /"),
+        ({"devices-per-copy": "3"}, "8 devices cannot be divided into groups of 3"),
         ({"batch-size": "0"}, "batch size must be at least 1, got 0"),
         ({"preprocess": "nonsense"}, "unknown preprocessing 'nonsense'"),
         ({"max-bad": "2"}, "max-bad is a fraction from 0 to 1, got 2"),
@@ -103,7 +105,7 @@ def test_a_run_stopped_by_bad_images_goes_on_if_more_are_allowed(inputs, tmp_pat
 
 def test_another_run_in_the_same_folder(inputs, tmp_path):
     cli.main(arguments(inputs, out=tmp_path))
-    with pytest.raises(SystemExit, match=r"options.temperature is 1.0 there and 2.0 now; choose"):
+    with pytest.raises(SystemExit, match=r"options.temperature is 1.0 there and 2.0 now; start"):
         cli.main(arguments(inputs, out=tmp_path, temperature=2))
 
 

@@ -8,7 +8,7 @@ from gradnorm_jax.sharding import (
     local_rows,
     map_batch,
     put_batch,
-    put_replicated,
+    put_shared,
     replicated,
     split_batch,
 )
@@ -41,10 +41,10 @@ def test_the_batch_is_split_and_the_rest_is_not():
     assert shapes == [((3,), (2,))]
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
-def test_rows_come_back_in_the_order_they_went(devices):
+@pytest.mark.parametrize(("devices", "devices_per_copy"), [(1, 1), (2, 1), (8, 1), (8, 4)])
+def test_rows_come_back_in_the_order_they_went(devices, devices_per_copy):
     # Devices out of order, as where the links between them ask for it.
-    mesh = batch_mesh(jax.devices()[:devices][::-1])
+    mesh = batch_mesh(jax.devices()[:devices][::-1], devices_per_copy=devices_per_copy)
     rows = {"images": np.arange(48, dtype=np.float32).reshape(16, 3), "labels": np.arange(16)}
     split = put_batch(mesh, {"images": rows["images"], "labels": rows["labels"].astype(np.int32)})
     assert all(len(array.addressable_shards) == devices for array in split.values())
@@ -52,8 +52,40 @@ def test_rows_come_back_in_the_order_they_went(devices):
         np.testing.assert_array_equal(local_rows(array), rows[name])
 
 
-def test_every_device_gets_all_of_what_is_replicated():
-    mesh = batch_mesh()
-    (array,) = put_replicated(mesh, [np.arange(3.0, dtype=np.float32)])
-    assert [shard.data.shape for shard in array.addressable_shards] == [(3,)] * 8
-    assert put_replicated(mesh, {}) == {}
+LARGE = {
+    "longest": np.ones((64, 512, 3), np.float32),
+    "longest that is divisible": np.ones((40, 513), np.float32),
+    "indivisible": np.ones((129, 129), np.float32),
+    "small": np.ones((8, 64), np.float32),
+}
+
+
+def shapes_on_devices(array):
+    return {shard.data.shape for shard in array.addressable_shards}
+
+
+def test_every_device_gets_a_copy_of_what_is_shared():
+    shared = put_shared(batch_mesh(), LARGE)
+    assert all(shapes_on_devices(shared[name]) == {LARGE[name].shape} for name in LARGE)
+    assert put_shared(batch_mesh(), {}) == {}
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_a_group_of_devices_gets_a_copy_between_them(size):
+    mesh = batch_mesh(devices_per_copy=size)
+    assert mesh.size == 8
+    shared = put_shared(mesh, LARGE)
+    assert {name: shapes_on_devices(array) for name, array in shared.items()} == {
+        "longest": {(64, 512 // size, 3)},
+        "longest that is divisible": {(40 // size, 513)},
+        "indivisible": {(129, 129)},
+        "small": {(8, 64)},
+    }
+    for name, array in shared.items():
+        np.testing.assert_array_equal(array, LARGE[name])
+
+
+@pytest.mark.parametrize("size", [0, -2, 3, 16])
+def test_groups_that_do_not_add_up(size):
+    with pytest.raises(ValueError, match=f"8 devices cannot be divided into groups of {size} "):
+        batch_mesh(devices_per_copy=size)

@@ -8,11 +8,12 @@ from jax.sharding import Mesh
 from gradnorm_jax.data.preprocess import Preprocess
 from gradnorm_jax.data.sources import Source
 from gradnorm_jax.detectors import Detector
-from gradnorm_jax.evaluation.passes import Execution, Fitted, fit_feed, score_feed
+from gradnorm_jax.evaluation.figures import compare
+from gradnorm_jax.evaluation.passes import Execution, Fitted, fit_feed, fitting_mesh, score_feed
 from gradnorm_jax.evaluation.scoring import Feed, Track, image_feed, no_progress
 from gradnorm_jax.evaluation.table import Excluded, ScoreTable
-from gradnorm_jax.metrics import Metrics, evaluate_scores
-from gradnorm_jax.sharding import batch_mesh, put_replicated
+from gradnorm_jax.metrics import Metrics
+from gradnorm_jax.sharding import put_shared
 from gradnorm_jax.types import Model
 
 ID = "ID"
@@ -64,7 +65,9 @@ def evaluate(
             fitted are not run.
         batch_size: rounded up to a multiple of the number of devices; no result depends on it.
         label_offset: class k is logit k + label_offset; it matters to the accuracy alone.
-        mesh: the devices to use; all by default.
+        mesh: the devices to use, from `gradnorm_jax.sharding.batch_mesh`. By default all; each
+            holds all parameters or, where these do not fit, a part of them (see `fitting_mesh`).
+            Only if the model's arrays are NumPy's does no device ever hold all of them.
         track: shows progress.
 
     Raises:
@@ -81,7 +84,7 @@ def evaluate(
         detectors,
         fit=fit,
         label_offset=label_offset,
-        execution=Execution(mesh=mesh or batch_mesh(), batch_size=batch_size, track=track),
+        execution=Execution(mesh=mesh or fitting_mesh(model), batch_size=batch_size, track=track),
     )
 
 
@@ -116,20 +119,14 @@ def evaluate_feeds(
     if not detectors:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
         raise ValueError(f"none of the detectors can be run: {reasons}")
-    model = put_replicated(execution.mesh, model)
+    model = put_shared(execution.mesh, model)
     fitted = fit_feed(model, fit, detectors, execution) if fit else Fitted({}, [])
     tables = {
         name: score_feed(model, fitted.states, feed, detectors, execution)
         for name, feed in feeds.items()
     }
-    metrics = {
-        d.name: {
-            name: evaluate_scores(tables[ID].scores[d.name], tables[name].scores[d.name])
-            for name in feeds
-            if name != ID
-        }
-        for d in detectors
-    }
+    rest = dict(tables)
+    metrics = compare([d.name for d in detectors], rest.pop(ID), rest, execution)
     accuracy = _accuracy(tables[ID], label_offset)
     return Evaluation(tables, accuracy, metrics, not_run, fitted.excluded)
 

@@ -6,12 +6,19 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import tensorstore as ts
 
+PATIENCE_SECONDS = 120.0
+"""How long a file may take to be read or written before its storage counts as out of order."""
+
 _LOCK = ".lock"
+# Six more tries, after 1, 2, 4, ... 32 seconds. TensorStore's own quarter of an hour is too long to
+# wait for the news that there is no connection.
+_RETRIES = {"max_retries": 6}
+_CONTEXT = ts.Context({"gcs_request_retries": _RETRIES, "s3_request_retries": _RETRIES})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +36,38 @@ class Folder:
     def read(self, name: str) -> bytes | None:
         """The contents of a file; None if there is none. OSError if it cannot be read."""
         with reading(f"{self.address}/{name}"):
-            result = self.store.read(name).result()
+            result = self.store.read(name).result(PATIENCE_SECONDS)
         return bytes(result.value) if result.state == "value" else None
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a file: other readers see all of it, or none. OSError if that fails."""
         with writing(f"{self.address}/{name}"):
-            self.store.write(name, content).result()
+            self.store.write(name, content).result(PATIENCE_SECONDS)
+
+    def create(self, name: str, content: bytes) -> bool:
+        """Writes a file unless there is one; whether it did.
+
+        Of several processes that do this at once, exactly one does it. OSError if writing fails.
+        """
+        with writing(f"{self.address}/{name}"):
+            found = self.store.read(name).result(PATIENCE_SECONDS)
+            if found.state == "value":
+                return False
+            # Absence is a state that a write can be made conditional on.
+            write = self.store.write(name, content, if_equal=found.stamp.generation)
+            return bool(write.result(PATIENCE_SECONDS).generation)
 
     def delete(self, name: str) -> None:
         """Removes a file, if it is there."""
         with writing(f"{self.address}/{name}"):
-            self.store.delete_range(ts.KvStore.KeyRange(name, name + "\0")).result()
+            self.store.write(name, None).result(PATIENCE_SECONDS)
 
-    def names(self, below: str = "") -> list[str]:
-        """The files in it, or in a folder `below/` of it, in order, hidden ones left out."""
-        with reading(f"{self.address}/{below}"):
-            found = map(bytes.decode, (self.store / below).list().result())
-        return sorted(below + name for name in found if not name.startswith("."))
+    def names(self, prefix: str = "") -> list[str]:
+        """The files whose names start so, in order, hidden ones left out."""
+        with reading(f"{self.address}/{prefix}"):
+            found = (self.store / prefix).list().result(PATIENCE_SECONDS)
+        names = sorted(prefix + rest.decode() for rest in found)
+        return [name for name in names if not PurePosixPath(name).name.startswith(".")]
 
 
 def open_folder(address: str | os.PathLike[str]) -> Folder:
@@ -60,7 +81,7 @@ def open_folder(address: str | os.PathLike[str]) -> Folder:
     path = _local(address)
     if path is None:
         with reading(address):
-            return Folder(address, ts.KvStore.open(f"{address}/").result())
+            return Folder(address, ts.KvStore.open(f"{address}/", context=_CONTEXT).result())
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} already exists and is not a folder; choose another --out")
     spec = {"driver": "file", "path": f"{path.absolute()}/"}
@@ -68,9 +89,9 @@ def open_folder(address: str | os.PathLike[str]) -> Folder:
 
 
 @contextlib.contextmanager
-def reading(name: str) -> Iterator[None]:
+def reading(name: str, remedy: str = "") -> Iterator[None]:
     """Turns whatever goes wrong in the block into an OSError that says what cannot be read."""
-    with _plain_errors(f"{name} cannot be read"):
+    with _plain_errors(f"{name} cannot be read", remedy):
         yield
 
 
@@ -82,10 +103,19 @@ def writing(name: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock(folder: Folder) -> Iterator[None]:
+def lock(folder: Folder) -> Iterator[bool]:
     """Keeps all others from taking the same lock, until the end of the block or of the process.
 
-    Nothing is locked on storage that is not a file system.
+    Yields whether it does. On a file system that is a lock of the operating system. Object storage
+    has none that a killed process would give back, so there nothing is locked, and this much holds
+    instead:
+
+    - A folder belongs to one configuration. `Folder.create` makes its config, so of runs that
+      differ and start together exactly one goes on, and the others are refused.
+    - Runs of the same configuration write the same content to the same files, each whole or not at
+      all. Two at once waste work, and one may put back an earlier state of a file that the other
+      has written since. Who then reads too few rows or statistics says so and stops; starting the
+      same line again makes up for them. No result is wrong.
 
     Raises:
         BlockingIOError: another process holds it.
@@ -93,14 +123,14 @@ def lock(folder: Folder) -> Iterator[None]:
     """
     root = _local(folder.address)
     if root is None:
-        yield
+        yield False
         return
     with writing(folder.address):
         root.mkdir(parents=True, exist_ok=True)
     path = root / _LOCK
     file = _lock_file(path, folder.address)
     try:
-        yield
+        yield True
     finally:
         # A folder of results is to hold nothing else.
         path.unlink(missing_ok=True)
@@ -137,10 +167,12 @@ def _local(address: str) -> Path | None:
 
 
 @contextlib.contextmanager
-def _plain_errors(problem: str) -> Iterator[None]:
+def _plain_errors(problem: str, remedy: str = "") -> Iterator[None]:
     # TensorStore raises ValueError whatever is wrong, with details in brackets.
     try:
         yield
     except (ValueError, OSError) as error:
         reason = str(error).partition(" [")[0].replace("\n", " ").replace("\0", "")
-        raise OSError(f"{problem}: {reason}") from error
+        if isinstance(error, TimeoutError):
+            reason = f"no answer within {PATIENCE_SECONDS:g} s"
+        raise OSError(f"{problem}: {reason}{remedy}") from error

@@ -1,7 +1,6 @@
-"""What several processes have to agree on: where to start, when to stop, whether all is well."""
+"""What several processes have to agree on: how to share the work, where to start, when to stop."""
 
 import contextlib
-import dataclasses
 import itertools
 import signal
 import threading
@@ -12,36 +11,15 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from gradnorm_jax.data.split import Split
+
 Distributed = Literal["auto"] | tuple[str, int, int]
 """How processes find each other: by what the cluster says, or by the coordinator's address and
 port, the number of processes, and which of them this one is."""
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The run was asked to stop. What is done is saved."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Split:
-    """How the positions of a data set are dealt out to processes, step by step.
-
-    Attributes:
-        rows: B, the rows that a process takes in each step.
-        process: which process this is.
-        processes: how many there are.
-    """
-
-    rows: int
-    process: int
-    processes: int
-
-    def first(self, step: int) -> int:
-        """The position of this process's first row in a step."""
-        return (step * self.processes + self.process) * self.rows
-
-    def num_steps(self, length: int) -> int:
-        """The number of steps, the same for every process, through `length` positions."""
-        return -(-length // (self.rows * self.processes))
+    """The run has stopped, through no fault of its own; started again, it goes on where it was."""
 
 
 def split_evenly(batch_size: int, num_devices: int, process: int, processes: int) -> Split:
@@ -57,7 +35,14 @@ def connect(distributed: Distributed) -> None:
         ValueError: the cluster is not one that JAX recognises, or the numbers make no sense.
     """
     if distributed == "auto":
-        jax.distributed.initialize()
+        try:
+            jax.distributed.initialize()
+        except ValueError as error:
+            raise ValueError(
+                f"this is no cluster that JAX recognises ({error}); give the coordinator's "
+                "HOST:PORT, the number of processes, and which of them this one is: "
+                "--distributed HOST:PORT PROCESSES THIS_ONE"
+            ) from error
         return
     address, count, index = distributed
     if not 0 <= index < count:
@@ -67,41 +52,39 @@ def connect(distributed: Distributed) -> None:
     jax.distributed.initialize(address, count, index)
 
 
-@contextlib.contextmanager
-def shared_fate() -> Iterator[None]:
-    """Ends when the block has ended in every process, and fails in all if it fails in one.
-
-    Raises:
-        ConnectionAbortedError: it has failed in another process.
-    """
-    failed = True
-    try:
-        yield
-        failed = False
-    finally:
-        failures = _gather(int(failed))
-        if not failed and failures.any():
-            raise ConnectionAbortedError(
-                f"process {failures.argmax()} of {failures.size} has failed; it says why"
-            )
+def wait_for_all() -> None:
+    """Returns when every process has come here."""
+    smallest(0)
 
 
 def smallest(value: int) -> int:
     """The smallest of the values of all processes."""
-    return int(_gather(value).min())
+    return int(gather(np.array([value])).min())
 
 
-def _gather(value: int) -> np.ndarray:
+def gather(values: np.ndarray) -> np.ndarray:
+    """The arrays `[..., N]`, N >= 1, of all processes, stacked: `[processes, ..., N]`.
+
+    Raises:
+        JaxRuntimeError: a process cannot be reached.
+    """
     if jax.process_count() == 1:
-        return np.array([value])
-    return np.asarray(multihost_utils.process_allgather(np.int32(value)))
+        return values[np.newaxis]
+    try:
+        # Byte by byte: JAX would round numbers of 64 bits.
+        everything = multihost_utils.process_allgather(values.view(np.uint8))
+    except ValueError as error:
+        # This is how a connection that breaks shows here, and here alone.
+        raise jax.errors.JaxRuntimeError(str(error)) from error
+    return np.asarray(everything).view(values.dtype)
 
 
 @contextlib.contextmanager
 def preemption() -> Iterator[Callable[[], bool]]:
     """A function that tells, once per step, whether to stop here because SIGTERM has come.
 
-    Of several processes one signal stops all, after the same step: JAX passes the notice on. The
+    Of several processes one signal stops all, after the same step: `connect`, called within the
+    block, puts JAX's own handler in the place of this one, and JAX passes the notice on. The
     function must then be called equally often by each.
     """
     received = threading.Event()
@@ -110,6 +93,9 @@ def preemption() -> Iterator[Callable[[], bool]]:
     def stop_here() -> bool:
         return received.is_set() or multihost_utils.reached_preemption_sync_point(next(steps))
 
+    if jax.distributed.is_initialized():
+        yield stop_here  # JAX's handler is there already, and must stay
+        return
     before = signal.signal(signal.SIGTERM, lambda *_: received.set())
     try:
         yield stop_here

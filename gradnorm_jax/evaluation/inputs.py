@@ -1,13 +1,14 @@
 """From options to what is evaluated: network and images, or what an earlier run kept of them."""
 
 import dataclasses
+import logging
 from collections.abc import Mapping
 from typing import NamedTuple
 
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.sources import Source, open_source
 from gradnorm_jax.detectors import Detector, parse_detectors
-from gradnorm_jax.evaluation.cache import cached_feed, head_model
+from gradnorm_jax.evaluation.cache import cached_feed, head_model, read_ignored
 from gradnorm_jax.evaluation.evaluate import FIT, ID
 from gradnorm_jax.evaluation.folder import Folder, open_folder
 from gradnorm_jax.evaluation.manifest import (
@@ -76,7 +77,7 @@ def _network_and_images(options: EvaluateOptions, detectors: tuple[Detector, ...
         raise ValueError("no OOD set is given; give at least one as NAME=PATH")
     feeds = {name: image_feed(name, source, preprocess) for name, source in sources.items()}
     fit = feeds.pop(FIT, None)
-    model = load_model(options.model, options.weights)
+    model = load_model(options.model, options.weights, on_host=True)
     options = dataclasses.replace(options, preprocess=preprocess.name)
     return Inputs(
         _describe(options, sources) | {"options": dataclasses.asdict(options)} | environment(),
@@ -102,12 +103,19 @@ def _kept_outputs(
             f"the cache in {folder.address} is of something else: {unlike}; leave out the options "
             "that are to be the cache's, or make another cache"
         )
-    model = head_model(folder)
+    if unlike := differences(kept["versions"], environment()["versions"]):
+        logging.getLogger(__name__).warning(
+            "the cache in %s was made with other versions, and its last digits may be others than "
+            "these would give: %s",
+            folder.address,
+            unlike,
+        )
+    model, ignored = head_model(folder), read_ignored(folder)
     sizes = {name: source["images"] for name, source in kept["sources"].items()}
     if not any(d.fit for d in detectors):
         sizes.pop(FIT, None)
     feeds = {
-        name: cached_feed(folder, name, size, read_rows(folder, name, size))
+        name: cached_feed(folder, name, size, read_rows(folder, name, size), ignored[name])
         for name, size in sizes.items()
     }
     return Inputs(
@@ -137,14 +145,15 @@ def _describe(options: EvaluateOptions, sources: Mapping[str, Source]) -> Manife
 
 def _open_sources(options: EvaluateOptions) -> dict[str, Source]:
     """The data sets that are given, in-distribution first."""
-    sources = {ID: open_source(options.id)} if options.id else {}
+    data_dir = options.data_dir
+    sources = {ID: open_source(options.id, data_dir)} if options.id else {}
     for spec in options.ood:
         name, path = _parse_ood(spec)
         if name.lower() in {taken.lower() for taken in (ID, FIT, *sources)}:
             raise ValueError(f"OOD set name {name!r} is taken; give each set a name of its own")
-        sources[name] = open_source(path)
+        sources[name] = open_source(path, data_dir)
     if options.fit:
-        sources[FIT] = open_source(options.fit)
+        sources[FIT] = open_source(options.fit, data_dir)
     return sources
 
 

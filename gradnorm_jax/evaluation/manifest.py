@@ -1,5 +1,6 @@
 """What a run is made of, so that no other is mistaken for it."""
 
+import collections
 import hashlib
 import importlib.metadata
 import json
@@ -21,7 +22,9 @@ Manifest = dict[str, Any]
 
 _PACKAGES = ("gradnorm-jax", "jax", "jaxlib", "flax", "numpy", "pillow", "tensorstore", "pyarrow")
 _SAMPLES = 64
-_FREE = {"options.out", "options.max_bad", "options.distributed"}
+_FREE = {
+    f"options.{name}" for name in ("out", "data_dir", "devices_per_copy", "max_bad", "distributed")
+}
 """What may change between two starts of a run."""
 
 
@@ -32,7 +35,7 @@ def environment() -> Manifest:
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in _PACKAGES},
         },
-        "devices": [device.device_kind for device in jax.devices()],
+        "devices": collections.Counter(device.device_kind for device in jax.devices()),
         "processes": jax.process_count(),
     }
 
@@ -76,19 +79,40 @@ def read_config(folder: Folder) -> Manifest | None:
 def claim(folder: Folder, manifest: Manifest) -> None:
     """Makes a folder that of the run described: writes its config, or checks the one there.
 
+    Of several processes the first is to come first. Of runs that come at once, exactly one makes
+    the folder its own.
+
     Raises:
         FileExistsError: the folder holds another run, or something else.
-        OSError: it cannot be read or written.
+        FileNotFoundError: this is not the first process, and does not see what that has written.
+        OSError: it cannot be read, listed or written.
     """
     there = read_config(folder)
     if there is None:
-        if folder.names():
-            raise FileExistsError(
-                f"{folder.address} already exists and is not empty; choose another --out"
-            )
-        folder.write(CONFIG, to_json(manifest))
+        _take(folder, manifest)
+        claim(folder, manifest)
     elif unlike := differences(there, manifest):
-        raise FileExistsError(f"{folder.address} holds another run: {unlike}; choose another --out")
+        raise FileExistsError(
+            f"{folder.address} holds another run: {unlike}; start it as it was to go on with it, "
+            "or choose another --out"
+        )
+    elif not folder.names(CONFIG):
+        # TensorStore takes a refusal to list files of Google Cloud Storage for an empty list.
+        raise PermissionError(f"the files in {folder.address} cannot be listed; ask for permission")
+
+
+def _take(folder: Folder, manifest: Manifest) -> None:
+    if jax.process_index():
+        raise FileNotFoundError(
+            f"process {jax.process_index()} does not find in {folder.address} what process 0 has "
+            "written; give a folder as --out that all processes share"
+        )
+    if set(folder.names()) - {CONFIG}:
+        raise FileExistsError(
+            f"{folder.address} already exists and is not empty; choose another --out"
+        )
+    # If another run is faster, its config is compared like any other.
+    folder.create(CONFIG, to_json(manifest))
 
 
 def differences(there: Manifest, now: Manifest) -> str:

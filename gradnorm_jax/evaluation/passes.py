@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.detectors import Detector, Fit
-from gradnorm_jax.evaluation.hosts import Split, split_evenly
+from gradnorm_jax.evaluation.hosts import smallest, split_evenly
 from gradnorm_jax.evaluation.scoring import Feed, States, Step, Track, no_progress, run_steps
 from gradnorm_jax.evaluation.table import Excluded, ScoreTable, concatenate
-from gradnorm_jax.sharding import batch_mesh, local_rows, put_replicated
+from gradnorm_jax.sharding import batch_mesh, local_rows, put_shared
 from gradnorm_jax.types import Model, Outputs, head_parameters
 
 Collect = Callable[[Feed, Split, Callable[[int], Iterator[Step]], Any], tuple[ScoreTable, Any]]
@@ -55,12 +56,13 @@ class Execution:
     """How passes are carried out; no result depends on it.
 
     Attributes:
-        mesh: the devices, by default all.
+        mesh: the devices, by default all with a copy of the model each; see `fitting_mesh`.
         batch_size: of all devices, rounded up to a multiple of their number.
         max_bad: the largest fraction of a set's images that may turn out to be undecodable,
             rounded up to a whole number of images.
         track: shows progress.
         collect: keeps what comes of a pass.
+        stop_here: whether to stop after the present table cell, when all passes are done.
     """
 
     mesh: Mesh = dataclasses.field(default_factory=batch_mesh)
@@ -68,6 +70,33 @@ class Execution:
     max_bad: float = 1.0
     track: Track[Any] = no_progress
     collect: Collect = in_memory
+    stop_here: Callable[[], bool] = bool
+
+
+def fitting_mesh(model: Model, devices_per_copy: int | Literal["auto"] = "auto") -> Mesh:
+    """All devices, of which so many share a copy of the model that it fits.
+
+    Args:
+        model: the classifier; its arrays may be NumPy's.
+        devices_per_copy: how many devices hold a copy between them. "auto" is as few as need no
+            more than half of their memory for it, which leaves the rest to the computation; 1 where
+            devices do not tell how much they have, as CPUs do not.
+
+    Raises:
+        ValueError: the devices cannot be divided into groups of that size.
+    """
+    if devices_per_copy == "auto":
+        count = jax.device_count()
+        devices_per_copy = count // smallest(_copies_that_fit(model, count))
+    return batch_mesh(devices_per_copy=devices_per_copy)
+
+
+def _copies_that_fit(model: Model, devices: int) -> int:
+    stats = [device.memory_stats() or {} for device in jax.local_devices()]
+    room = devices * min(each.get("bytes_limit", math.inf) for each in stats) / 2
+    size = sum(array.nbytes for array in jax.tree.leaves(model))
+    fitting = (n for n in range(1, devices + 1) if devices % n == 0 and n * size <= room)
+    return max(fitting, default=1)
 
 
 class Fitted(NamedTuple):
@@ -92,7 +121,8 @@ def score_feed(
     """Scores every image of a data set.
 
     Args:
-        model: the classifier; where there are several processes, from `put_replicated`.
+        model: the classifier; where several devices share a copy, or there are several processes,
+            from `put_shared`.
         states: of the detectors that are fitted.
         feed: the data set.
         detectors: those to compute.
@@ -101,7 +131,7 @@ def score_feed(
     Raises:
         ValueError: a score is not finite, or too many images, or all, could not be decoded.
     """
-    states = put_replicated(execution.mesh, states)
+    states = put_shared(execution.mesh, states)
     table, _ = _carry_out(model, states, feed, detectors, {}, execution)
     return table
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 from gradnorm_jax.data.loader import HostBatch, batches
 from gradnorm_jax.data.preprocess import Preprocess, scale
 from gradnorm_jax.data.sources import Source
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.detectors import Batch, Detector
-from gradnorm_jax.evaluation.hosts import Split
 from gradnorm_jax.evaluation.table import Excluded, ScoreTable
 from gradnorm_jax.sharding import local_rows, map_batch, put_batch
 from gradnorm_jax.types import Model, Outputs
@@ -115,19 +115,21 @@ class Step(NamedTuple):
     statistics: Any
 
 
-def image_feed(name: str, source: Source, preprocess: Preprocess) -> Feed:
-    """The images of a source, which go through the network."""
+def image_feed(
+    name: str,
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    workers: int | None = None,
+    worker_processes: bool = False,
+) -> Feed:
+    """The images of a source, which go through the network; for workers see `batches`."""
+    load = functools.partial(
+        batches, source, preprocess, workers=workers, worker_processes=worker_processes
+    )
 
     def chunks(split: Split, start: int) -> Iterator[Chunk]:
-        loaded = batches(
-            source,
-            preprocess,
-            split.rows,
-            start=start,
-            process_index=split.process,
-            process_count=split.processes,
-        )
-        return map(_to_chunk, loaded)
+        return map(_to_chunk, load(split, start=start))
 
     score = functools.partial(score_pixels, preprocess=preprocess)
     return Feed(name, len(source), source.ignored, chunks, score)

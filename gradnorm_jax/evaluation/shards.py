@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import jax
 
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.evaluation.cache import Cache
 from gradnorm_jax.evaluation.folder import Folder
 from gradnorm_jax.evaluation.formats import (
@@ -25,8 +26,9 @@ from gradnorm_jax.evaluation.formats import (
     encode_rows,
     encode_statistics,
 )
-from gradnorm_jax.evaluation.hosts import Interrupted, Split, shared_fate, smallest
+from gradnorm_jax.evaluation.hosts import Interrupted, smallest, wait_for_all
 from gradnorm_jax.evaluation.passes import Collect, add
+from gradnorm_jax.evaluation.peers import check_peers
 from gradnorm_jax.evaluation.scoring import Feed, Step
 from gradnorm_jax.evaluation.table import ScoreTable, concatenate, covers, in_source_order, up_to
 
@@ -98,18 +100,20 @@ def in_folder(
 
     Returns:
         A `Collect` that raises `Interrupted` when it has been stopped, OSError if a file cannot be
-        read or written, and ValueError if one is damaged.
+        read or written or another process has failed, and ValueError if a file is damaged or
+        incomplete.
     """
 
     def collect(
         feed: Feed, split: Split, steps: Callable[[int], Iterator[Step]], zero: Any
     ) -> tuple[ScoreTable, Any]:
         shards = Shards(folder, feed.name, feed.length, split)
-        keep = cache.writer(feed.name, feed.length, split) if cache else _keep_nothing
-        with shared_fate():
-            _go_on(shards, keep, stop_here, steps, zero)
-        sums = [_read_statistics(shards, process, zero).sums for process in range(split.processes)]
-        return read_rows(folder, feed.name, feed.length), functools.reduce(add, sums)
+        place = feed.name, feed.length, split
+        keep = cache.writer(*place) if cache else _keep_nothing
+        kept = cache.count_steps(*place) if cache else shards.num_steps
+        _go_on(shards, _resume(shards, zero, kept), keep, stop_here, steps)
+        wait_for_all()
+        return read_rows(folder, feed.name, feed.length), _read_sums(shards, zero)
 
     return collect
 
@@ -136,24 +140,36 @@ def read_rows(folder: Folder, name: str, length: int) -> ScoreTable:
     )
 
 
+def _read_sums(shards: Shards, zero: Any) -> Any:
+    """The statistics of all processes together."""
+    processes = range(shards.split.processes)
+    found = [_read_statistics(shards, process, zero) for process in processes]
+    if any(each.steps != shards.num_steps for each in found):
+        raise ValueError(
+            f"{shards.folder.address} does not hold the statistics of all images of {shards.name}; "
+            "start the same line again"
+        )
+    return functools.reduce(add, (each.sums for each in found))
+
+
 def _rows_folder(name: str) -> str:
     return f"scores/{name}.parquet/"
 
 
 def _go_on(
     shards: Shards,
+    progress: Progress,
     keep: Callable[[int, Any], Callable[[], None]],
     stop_here: Callable[[], bool],
     steps: Callable[[int], Iterator[Step]],
-    zero: Any,
 ) -> None:
     """Carries out the steps that are missing."""
-    progress = _resume(shards, zero)
     # Processes that have got further than others go along with them, without counting anything
     # twice.
     start = smallest(progress.steps)
     wait, saved = _nothing, time.monotonic()
     for number, step in enumerate(steps(start) if start < shards.num_steps else (), start):
+        check_peers()
         stopping = stop_here()
         if number == progress.steps:
             progress = _advance(shards, progress, step)
@@ -164,7 +180,7 @@ def _go_on(
                 _save(shards, progress)
                 wait, saved = _nothing, time.monotonic()
         if stopping:
-            raise Interrupted
+            raise Interrupted("stopped; start the same line again to go on")
 
 
 def _nothing() -> None:
@@ -194,11 +210,12 @@ def _save(shards: Shards, progress: Progress) -> None:
         folder.write(shards.statistics_file(process), encode_statistics(statistics))
 
 
-def _resume(shards: Shards, zero: Any) -> Progress:
-    process, written = shards.split.process, _count_steps(shards)
+def _resume(shards: Shards, zero: Any, kept: int) -> Progress:
+    """What is done, of which the cache has the first `kept` steps."""
+    process, written = shards.split.process, min(_count_steps(shards), kept)
     statistics = _read_statistics(shards, process, zero)
     if statistics.steps > written and jax.tree.leaves(zero):
-        # A damaged file of rows was deleted. What its images told cannot be subtracted.
+        # A damaged file of rows or outputs was deleted. What its images told cannot be subtracted.
         statistics = Statistics(0, zero)
     steps = min(written, statistics.steps)
     tables = []

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import os
+import re
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -55,7 +56,11 @@ class Architecture:
 
 
 def load_model(
-    name: str, path: str | os.PathLike[str], *, dtype: jax.typing.DTypeLike = jnp.float32
+    name: str,
+    path: str | os.PathLike[str],
+    *,
+    dtype: jax.typing.DTypeLike = jnp.float32,
+    on_host: bool = False,
 ) -> Model:
     """A network with the weights of a `.npz` or `.safetensors` file.
 
@@ -65,6 +70,8 @@ def load_model(
         name: a key of `ARCHITECTURES`.
         path: the weights file.
         dtype: of the activations; parameters are float32 in any case.
+        on_host: leave the parameters as NumPy arrays in place of putting them on the default
+            device, which may be too small for them; see `gradnorm_jax.sharding.put_shared`.
 
     Returns:
         A `Model` of images `[B, H, W, 3]` that are scaled as its preprocessing does. Models of one
@@ -79,6 +86,7 @@ def load_model(
     arrays = architecture.clean(checkpoint.read_checkpoint(path))
     num_classes = _count_classes(arrays, architecture)
     params = checkpoint.to_params(arrays, _template(architecture, num_classes), architecture.layout)
+    params = params if on_host else jax.device_put(params)
     return _model(architecture, num_classes, params, dtype)
 
 
@@ -117,10 +125,15 @@ def save_weights(params: Params, name: str, path: str | os.PathLike[str]) -> Non
 
 
 def get_architecture(name: str) -> Architecture:
-    """The row of `ARCHITECTURES` called `name`; ValueError that lists them if there is none."""
-    if name not in ARCHITECTURES:
+    """The row of `ARCHITECTURES` called `name`; ValueError that lists them if there is none.
+
+    The published names of BiT's weights do as well: `bit_s_r101x1` and `bit_m_r101x1` tell what
+    they were trained on, and the network is `bit_r101x1`.
+    """
+    key = re.sub("^bit_[sm]_", "bit_", name)
+    if key not in ARCHITECTURES:
         raise ValueError(f"no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[name]
+    return ARCHITECTURES[key]
 
 
 def _model(

@@ -83,7 +83,7 @@ def to_params(checkpoint: Checkpoint, template: Params, layout: Layout) -> Param
         layout: where each parameter is.
 
     Returns:
-        A tree of arrays like `template`.
+        A tree like `template` of NumPy arrays.
 
     Raises:
         ValueError: keys are missing or unexpected, or arrays are of the wrong shape or no
@@ -94,7 +94,8 @@ def to_params(checkpoint: Checkpoint, template: Params, layout: Layout) -> Param
     params = {}
     for path, leaf in traverse_util.flatten_dict(template).items():
         entry = layout(path)
-        params[path] = jnp.asarray(_permute(checkpoint[entry.key], entry.axes), leaf.dtype)
+        array = _permute(checkpoint[entry.key], entry.axes)
+        params[path] = array.astype(leaf.dtype, copy=False)
     return traverse_util.unflatten_dict(params)
 
 

@@ -38,7 +38,7 @@ def fork_run(options, out, kill_after=None):
 
 def main():
     folder, kills, *options = sys.argv[1:]
-    shards.SHARD_ROWS, shards.SAVE_SECONDS = 24, 0.0
+    shards.SHARD_ROWS = 24
     fork_run(options, f"{folder}/first")  # fills the compilation cache
     start = time.monotonic()
     assert fork_run(options, f"{folder}/undisturbed")
@@ -46,6 +46,8 @@ def main():
     moment = random.Random(0)
     killed = 0
     for number in itertools.count():
+        # Every step is saved, or full files alone, so that kills fall between saves as well.
+        shards.SAVE_SECONDS = (0.0, 60.0)[number % 2]
         for _ in range(5):
             if fork_run(options, f"{folder}/{number}", moment.uniform(0.1, 0.7) * duration):
                 break

@@ -1,14 +1,15 @@
 import dataclasses
 import json
+import platform
 
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
 
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.evaluation.cache import Cache, cached_feed
 from gradnorm_jax.evaluation.folder import open_folder
-from gradnorm_jax.evaluation.hosts import Split
 from gradnorm_jax.evaluation.run import EvaluateOptions, run
 from gradnorm_jax.evaluation.table import Excluded, ScoreTable
 from gradnorm_jax.types import Outputs
@@ -77,15 +78,52 @@ def test_half_precision_rounds_to_nearest(tmp_path):
     assert size == 4 * (5 + 3) * 2 + 2 * 4  # two chunks of four rows, each with its checksum
 
 
-@pytest.mark.parametrize("damage", ["truncated", "flipped"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "gone"])
 def test_a_damaged_chunk_is_named(tmp_path, damage):
     folder = open_folder(tmp_path)
     write(folder, "float32")
     path = tmp_path / "cache" / "made" / "features" / "c" / "1" / "0"
     content = path.read_bytes()
     path.write_bytes(content[:-9] if damage == "truncated" else b"\xff" + content[1:])
-    with pytest.raises(OSError, match=r"cache/made cannot be read: .*features/c/1/0"):
+    if damage == "gone":
+        path.unlink()
+    with pytest.raises(
+        OSError,
+        match=r"cache/made cannot be read: .*features/c/1/0.*; if a file is damaged, delete it; "
+        r"the run that wrote it, started again, mends that$",
+    ):
         list(cached_feed(folder, "made", 10, TABLE).chunks(Split(4, 0, 1), 0))
+
+
+def test_zeros_are_kept_like_all_else(tmp_path):
+    folder = open_folder(tmp_path)
+    split = Split(4, 0, 1)
+    keep = Cache(folder, "float32").writer("made", 4, split)
+    keep(0, Outputs(jnp.zeros((4, 5)), jnp.zeros((4, 3))))()
+    excluded = [Excluded(f"image-{i}", "bad", i) for i in range(4)]
+    table = ScoreTable(*(x[:0] for x in TABLE[:4]), {}, excluded)
+    (chunk,) = cached_feed(folder, "made", 4, table).chunks(split, 0)
+    assert chunk.excluded == excluded
+    assert not chunk.data[0].features.any()
+
+
+def test_steps_are_counted_up_to_the_first_lost_file(tmp_path):
+    folder = open_folder(tmp_path)
+    write(folder, "float32", rows=2)
+    cache = Cache(folder, "float32")
+    place = tmp_path / "cache" / "made"
+
+    def count():
+        return [cache.count_steps("made", 10, Split(2, process, 2)) for process in (0, 1)]
+
+    assert count() == [3, 3]  # the last step of the second process has no rows
+    for file, counts in {
+        "logits/c/3/0": [3, 1],
+        "features/c/4/0": [2, 1],
+        "logits/zarr.json": [0, 0],
+    }.items():
+        (place / file).unlink()
+        assert count() == counts
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +167,57 @@ def test_all_detectors_of_outputs_run_from_the_cache(cached, options, tmp_path):
             np.testing.assert_allclose(kept.tables[name].scores[spec], scores, rtol=1e-5)
     config = json.loads((tmp_path / "kept" / "config.json").read_text())
     assert config["cache"] == json.loads((cached / "config.json").read_text())
+
+
+def test_a_lost_chunk_is_noticed_and_mended(cached, options, tmp_path):
+    expected = {p: p.read_bytes() for p in cached.rglob("*") if p.is_file()}
+    from_cache = EvaluateOptions(from_cache=cached, out=tmp_path / "out", detectors=("msp",))
+    for name in ("ID", "fit"):
+        (cached / "cache" / name / "features" / "c" / "1" / "0").unlink()
+    with pytest.raises(OSError, match=r"cache/ID cannot be read: .*c/1/0.* is missing; if a file"):
+        run(from_cache)
+    assert not list((tmp_path / "out").iterdir())
+    run(options)
+    assert {p: p.read_bytes() for p in cached.rglob("*") if p.is_file()} == expected
+    run(from_cache)
+
+
+def test_the_cache_tells_what_the_run_told(make_folder, options, tmp_path):
+    folder = make_folder(5, seed=4)
+    (folder / "notes.txt").write_text("ignored")
+    (folder / "001.png").write_text("not an image")
+    direct = dataclasses.replace(
+        options,
+        id=str(folder),
+        ood=(f"near={folder}",),
+        fit=None,
+        max_bad=1,
+        out=tmp_path / "direct",
+    )
+    run(direct)
+    run(EvaluateOptions(from_cache=direct.out, out=tmp_path / "kept", detectors=("msp",)))
+    reports = [(tmp_path / name / "report.md").read_text() for name in ("direct", "kept")]
+    assert (
+        "near: 2 files were excluded: notes.txt (not an image by its name); 001.png" in reports[0]
+    )
+    figures = [json.loads((tmp_path / x / "metrics.json").read_text()) for x in ("direct", "kept")]
+    first, second = figures[0]["excluded"]["near"]
+    assert first == {"id": "notes.txt", "reason": "not an image by its name"}
+    assert (second["id"], second["position"]) == ("001.png", 1)
+    assert figures[0] == figures[1]
+    assert reports[0] == reports[1]
+
+
+def test_versions_other_than_the_caches_are_told(cached, tmp_path, monkeypatch, caplog):
+    from_cache = EvaluateOptions(from_cache=cached, out=tmp_path / "out", detectors=("msp",))
+    monkeypatch.setattr(platform, "python_version", lambda: "3.99.0")
+    run(from_cache)
+    (record,) = caplog.records
+    version = json.loads((cached / "config.json").read_text())["versions"]["python"]
+    assert "made with other versions" in record.message
+    assert record.message.endswith(f": python is '{version}' there and '3.99.0' now")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert [x["versions"]["python"] for x in (config, config["cache"])] == ["3.99.0", version]
 
 
 def test_a_row_per_image_of_each_set(cached):

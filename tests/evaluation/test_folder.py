@@ -2,14 +2,17 @@ import json
 import os
 import signal
 
+import jax
 import numpy as np
 import pytest
 
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.evaluation.folder import lock, open_folder
-from gradnorm_jax.evaluation.hosts import Split, connect, preemption, shared_fate, split_evenly
+from gradnorm_jax.evaluation.hosts import connect, gather, preemption, split_evenly
 from gradnorm_jax.evaluation.manifest import claim, describe_source, differences, environment
+from gradnorm_jax.evaluation.run import _held
 from gradnorm_jax.evaluation.scoring import image_feed
 from gradnorm_jax.evaluation.table import Excluded, ScoreTable, covers, in_source_order
 
@@ -26,6 +29,8 @@ def test_files_are_read_as_written(tmp_path, address):
     assert folder.names() == ["a/b", "a/bc"]
     assert folder.names("a/") == ["a/b", "a/bc"]
     assert folder.names("b/") == []
+    folder.write("a/.hidden", b"4")
+    assert folder.names("a/b") == ["a/b", "a/bc"]
     folder.delete("a/b")
     folder.delete("nothing")
     assert folder.names() == ["a/bc"]
@@ -52,7 +57,8 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     folder = open_folder(tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / ".lock").write_text("left by a run that was killed")
-    with lock(folder):
+    with lock(folder) as locked:
+        assert locked
         with (
             pytest.raises(BlockingIOError, match=r"another run is writing to .*/run; wait"),
             lock(folder),
@@ -62,6 +68,8 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     with lock(folder):
         pass
     assert not list((tmp_path / "run").iterdir())
+    with lock(open_folder("memory://run")) as locked:
+        assert not locked
 
 
 MANIFEST = {"options": {"model": "m", "ood": ("a",), "out": "x"}, "sources": {"ID": {"images": 3}}}
@@ -75,10 +83,19 @@ def test_a_folder_is_claimed_by_one_run(tmp_path):
     with pytest.raises(
         FileExistsError,
         match=r"holds another run: options.model is 'm' there and 'n' now, options.ood is \['a'\] "
-        r"there and \['a', 'b'\] now, sources.ID.images is 3 there and 4 now; choose another --out",
+        r"there and \['a', 'b'\] now, sources.ID.images is 3 there and 4 now; start it as it was "
+        "to go on with it, or choose another --out",
     ):
         claim(folder, other)
     assert json.loads(folder.read("config.json"))["options"]["out"] == "x"
+
+
+def test_other_processes_come_second(tmp_path, monkeypatch):
+    folder = open_folder(tmp_path / "run")
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    with pytest.raises(FileNotFoundError, match=r"process 1 does not find in .* that all .* share"):
+        claim(folder, MANIFEST)
+    assert not (tmp_path / "run").exists()
 
 
 def test_foreign_files_are_left_alone(tmp_path):
@@ -91,6 +108,14 @@ def test_foreign_files_are_left_alone(tmp_path):
         claim(folder, MANIFEST)
 
 
+@pytest.mark.parametrize(("address", "left"), [("{}", []), ("memory://{}", ["config.json"])])
+def test_a_run_that_came_to_nothing_leaves_nothing_that_may_be_anothers(tmp_path, address, left):
+    folder = open_folder(address.format(tmp_path))
+    with pytest.raises(ZeroDivisionError), _held(folder, MANIFEST):
+        raise ZeroDivisionError
+    assert folder.names() == left
+
+
 def test_differences_of_a_part():
     assert differences(MANIFEST, {"options": {"model": "m"}}) == ""
     assert differences(MANIFEST, {"weights": 1}) == "weights is None there and 1 now"
@@ -100,7 +125,11 @@ def test_differences_of_a_part():
 def test_versions_and_devices_are_told():
     told = environment()
     assert told["processes"] == 1
-    assert len(told["devices"]) == 8
+    assert told["devices"] == {"cpu": 8}
+    other = {**told, "devices": {"cpu": 1}, "processes": 2}
+    assert differences(told, other) == (
+        "devices.cpu is 8 there and 1 now, processes is 1 there and 2 now"
+    )
     assert set(told["versions"]) >= {"python", "jax", "numpy", "gradnorm-jax"}
 
 
@@ -165,11 +194,8 @@ def test_sigterm_is_noted():
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_one_process_fails_by_itself():
-    with pytest.raises(ZeroDivisionError), shared_fate():
-        raise ZeroDivisionError
-    with shared_fate():
-        pass
+def test_values_of_one_process():
+    np.testing.assert_array_equal(gather(np.array([0.1, 2.0**-1074])), [[0.1, 2.0**-1074]])
 
 
 def test_processes_are_numbered_from_zero():

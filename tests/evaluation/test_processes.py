@@ -92,9 +92,12 @@ def alone(environment, inputs, tmp_path_factory):
     return out
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_several_processes_find_what_one_finds(environment, inputs, alone, tmp_path, count):
-    ends = end(start_all(environment, count, *inputs, "--out", tmp_path / "out"))
+@pytest.mark.parametrize(("count", "devices_per_copy"), [(2, 1), (4, 1), (4, 2)])
+def test_several_processes_find_what_one_finds(
+    environment, inputs, alone, tmp_path, count, devices_per_copy
+):
+    arguments = [*inputs, "--devices-per-copy", devices_per_copy, "--out", tmp_path / "out"]
+    ends = end(start_all(environment, count, *arguments))
     assert [status for _, _, status in ends] == [0] * count, ends
     assert "gradnorm" in ends[0][1]
     assert not any("gradnorm" in stdout for _, stdout, _ in ends[1:])
@@ -112,7 +115,8 @@ def test_several_processes_find_what_one_finds(environment, inputs, alone, tmp_p
         json.loads((out / "metrics.json").read_text()) for out in (tmp_path / "out", alone)
     )
     assert figures == expected
-    assert list(figures["excluded"]["near"]) == ["005.png"]
+    (excluded,) = figures["excluded"]["near"]
+    assert (excluded["id"], excluded["position"]) == ("005.png", 5)
 
 
 def test_one_process_can_use_the_cache_of_several(environment, inputs, alone, tmp_path):

@@ -6,6 +6,8 @@ import pyarrow.parquet
 import pytest
 
 from gradnorm_jax import metrics
+from gradnorm_jax.data.prepare import prepare_source
+from gradnorm_jax.data.sources import open_source
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.run import EvaluateOptions, run
 
@@ -104,3 +106,31 @@ def test_equal_runs_write_equal_files(evaluation, options, tmp_path):
     ]
     for name in files[1:]:
         assert (again.out / name).read_bytes() == (options.out / name).read_bytes(), name
+
+
+def test_a_run_goes_on_wherever_its_data_are_and_however_its_parameters_are_split(
+    options, tmp_path
+):
+    prepare_source(open_source(options.id), "mine", data_dir=tmp_path / "here")
+    first = dataclasses.replace(
+        options,
+        id="tfds:mine",
+        data_dir=tmp_path / "here",
+        fit=None,
+        detectors=("msp",),
+        out=tmp_path / "out",
+    )
+    expected = run(first).tables["ID"]
+    assert len(expected.ids) == 20
+    (tmp_path / "here").rename(tmp_path / "there")
+    for file in (first.out / "scores" / "ID.parquet").iterdir():
+        file.unlink()
+    with pytest.raises(FileNotFoundError, match=f"prepare mine --data-dir {tmp_path}/here"):
+        run(first)
+    table = run(
+        dataclasses.replace(first, data_dir=str(tmp_path / "there"), devices_per_copy=8)
+    ).tables["ID"]
+    assert table.ids == expected.ids
+    np.testing.assert_allclose(table.scores["msp"], expected.scores["msp"], rtol=1e-6)
+    with pytest.raises(FileExistsError, match=r"options\.batch_size is 8 there and 16 now"):
+        run(dataclasses.replace(first, data_dir=tmp_path / "there", batch_size=16))

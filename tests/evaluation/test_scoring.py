@@ -1,4 +1,5 @@
 import dataclasses
+import types
 
 import jax
 import numpy as np
@@ -8,11 +9,12 @@ from gradnorm_jax.data.images import decode_rgb
 from gradnorm_jax.data.preprocess import get_preprocess, scale
 from gradnorm_jax.data.sources import open_source
 from gradnorm_jax.detectors import Detector, parse_detectors
-from gradnorm_jax.evaluation.passes import Execution, fit_feed, score_feed
+from gradnorm_jax.evaluation.passes import Execution, fit_feed, fitting_mesh, score_feed
 from gradnorm_jax.evaluation.scoring import image_feed
 from gradnorm_jax.models import load_model
 from gradnorm_jax.scores import feature_norm, gradnorm
 from gradnorm_jax.sharding import batch_mesh
+from gradnorm_jax.types import Head, Model
 
 BIT32 = get_preprocess("bit32")
 EVERY_KIND = parse_detectors(
@@ -34,15 +36,32 @@ def score(setting, detectors=EVERY_KIND, **options):
     return score_feed(model, states, feed, detectors, Execution(**options))
 
 
-@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 1), (64, 8), (4, 2), (7, 8)])
-def test_scores_depend_on_neither_batch_size_nor_device_count(setting, batch_size, devices):
+@pytest.mark.parametrize(
+    ("batch_size", "devices", "devices_per_copy"),
+    [(1, 1, 1), (7, 1, 1), (64, 8, 8), (4, 2, 1), (7, 8, 1)],
+)
+def test_scores_depend_on_neither_batch_size_nor_devices(
+    setting, batch_size, devices, devices_per_copy
+):
     expected = score(setting, batch_size=21, mesh=batch_mesh(jax.devices()[:1]))
-    table = score(setting, batch_size=batch_size, mesh=batch_mesh(jax.devices()[:devices]))
+    mesh = batch_mesh(jax.devices()[:devices], devices_per_copy=devices_per_copy)
+    table = score(setting, batch_size=batch_size, mesh=mesh)
     assert table.ids == expected.ids == sorted(set(expected.ids))
     np.testing.assert_array_equal(table.labels, expected.labels)
     np.testing.assert_array_equal(table.predictions, expected.predictions)
     for name, values in expected.scores.items():
         np.testing.assert_allclose(table.scores[name], values, rtol=2e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(("gigabytes", "expected"), [(8, 1), (7, 2), (2, 4), (1, 8), (0.1, 8)])
+def test_as_few_devices_share_a_copy_as_have_room_for_it(monkeypatch, gigabytes, expected):
+    device = types.SimpleNamespace(memory_stats=lambda: {"bytes_limit": int(gigabytes * 2**30)})
+    parameters = np.broadcast_to(np.float32(0), (4, 2**28))  # 4 GiB that are not there
+    model = Model(jax.tree_util.Partial(len), {"kernel": parameters}, Head(("kernel",)))
+    assert fitting_mesh(model).shape["copy"] == 1  # CPUs do not tell
+    monkeypatch.setattr(jax, "local_devices", lambda: [device] * 8)
+    assert fitting_mesh(model).shape["copy"] == expected
+    assert fitting_mesh(model, 2).shape["copy"] == 2
 
 
 def test_closed_form_is_the_definition_on_a_network(setting):

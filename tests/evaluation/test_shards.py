@@ -1,14 +1,17 @@
+import itertools
 import resource
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
 
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.evaluation import shards
 from gradnorm_jax.evaluation.cache import Cache
-from gradnorm_jax.evaluation.folder import open_folder
-from gradnorm_jax.evaluation.hosts import Interrupted, Split
+from gradnorm_jax.evaluation.folder import Folder, open_folder
+from gradnorm_jax.evaluation.hosts import Interrupted
 from gradnorm_jax.evaluation.passes import in_memory
 from gradnorm_jax.evaluation.scoring import Feed, Step
 from gradnorm_jax.evaluation.shards import in_folder
@@ -119,6 +122,19 @@ def test_a_pass_that_breaks_goes_on_from_what_was_saved(tmp_path, moment, second
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("moment", range(1, 7))
+def test_little_work_is_lost_between_saves(tmp_path, moment, monkeypatch):
+    """Steps and saves of 25 seconds each, in files too large to be full before the end."""
+    monkeypatch.setattr(shards, "SHARD_ROWS", 1000)
+    monkeypatch.setattr(shards, "SAVE_SECONDS", 60.0)
+    clock = itertools.count(step=25.0)
+    monkeypatch.setattr(shards, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(ZeroDivisionError):
+        collect(tmp_path, fail_at=moment)
+    _, done = collect(tmp_path)
+    assert done == list(range(moment // 3 * 3, 7))
+
+
 def test_rows_saved_without_their_statistics_are_made_again(tmp_path):
     whole, _ = collect(tmp_path / "whole")
     (statistics,) = (tmp_path / "whole" / "statistics").iterdir()
@@ -152,6 +168,28 @@ def test_a_damaged_file_is_named_and_made_again_once_deleted(tmp_path, damage):
     path.unlink()
     assert_same(collect(tmp_path)[0], whole)
     assert files(tmp_path) == expected
+
+
+@pytest.mark.parametrize("kind", ["scores", "statistics"])
+def test_an_earlier_state_put_back_by_an_equal_run_is_noticed(tmp_path, kind, monkeypatch):
+    monkeypatch.setattr(shards, "SHARD_ROWS", 1000)
+    with pytest.raises(Interrupted):
+        collect(tmp_path / "run", stop_at=3)
+    (path,) = (p for p in (tmp_path / "run" / kind).rglob("*") if p.is_file())
+    earlier = path.read_bytes()
+    expected, _ = collect(tmp_path / "run")
+    write = Folder.write
+
+    def write_and_put_back(folder, name, content):
+        write(folder, name, content)
+        path.write_bytes(earlier)
+
+    path.write_bytes(earlier)
+    with monkeypatch.context() as patch:
+        patch.setattr(Folder, "write", write_and_put_back)
+        with pytest.raises(ValueError, match=r"does not hold .* start"):
+            collect(tmp_path / "run")
+    assert_same(collect(tmp_path / "run")[0], expected)
 
 
 def test_damaged_statistics(tmp_path):

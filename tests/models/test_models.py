@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradnorm_jax.models import ARCHITECTURES, init_model, load_model, save_weights
+from gradnorm_jax.models import (
+    ARCHITECTURES,
+    get_architecture,
+    init_model,
+    load_model,
+    save_weights,
+)
 from gradnorm_jax.types import get_path
 
 IMAGES = jnp.linspace(-1.0, 1.0, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
@@ -124,6 +130,11 @@ def test_weights_of_another_architecture_are_refused(tiny_file):
 def test_unknown_name_lists_the_known(tiny_file, call):
     with pytest.raises(ValueError, match=r"'resnet'; choose one of bit_r50x1, .*mobilenet_v2"):
         call(tiny_file)
+
+
+@pytest.mark.parametrize("published", ["bit_s_r101x1", "bit_m_r101x1"])
+def test_published_names_of_weights_name_their_network(published):
+    assert get_architecture(published) is ARCHITECTURES["bit_r101x1"]
 
 
 def test_new_model_depends_on_its_key_alone():

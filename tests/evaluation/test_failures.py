@@ -1,0 +1,149 @@
+"""Real processes of one program, of which one fails or is killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import pytest
+
+from gradnorm_jax import cli
+from tests.evaluation.processes import end, free_port, one_device, wait_for
+
+COMMAND = """
+from gradnorm_jax.evaluation import peers
+peers.PATIENCE_SECONDS = 8.0
+from gradnorm_jax.cli import main
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory):
+    return one_device(tmp_path_factory.mktemp("compiled"))
+
+
+@pytest.fixture(scope="module")
+def arguments(make_folder, weights):
+    """Of many small steps, of which there are 50 for each set."""
+    options = {
+        "model": "bit_tiny",
+        "weights": weights,
+        "id": make_folder(200, classes=3),
+        "batch-size": 4,
+        "cache": "float32",
+    }
+    return ["evaluate", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
+
+
+def start_all(environment, count, *arguments):
+    where = ["--distributed", f"localhost:{free_port()}", count]
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *map(str, [*arguments, *where, i])],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(count)
+    ]
+
+
+def read_files(folder):
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    del found["config.json"]
+    return found
+
+
+def sentences(stderr):
+    """What the command itself says."""
+    return [line for line in stderr.splitlines() if line.startswith("gradnorm-jax: ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices_per_copy", [1, 2])
+def test_all_end_if_one_is_killed_and_go_on_together(
+    environment, arguments, make_folder, tmp_path, devices_per_copy
+):
+    sets = ["--ood", f"far={make_folder(200, seed=7)}", "--devices-per-copy", devices_per_copy]
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    processes = start_all(environment, 2, *arguments, *sets, "--out", out)
+    wait_for(out / "scores" / "ID.parquet")
+    processes[1].send_signal(signal.SIGKILL)
+    killed = time.monotonic()
+    (stderr, _, status), (_, _, killed_status) = end(processes)
+    assert killed_status == -signal.SIGKILL
+    assert status == os.EX_TEMPFAIL, stderr
+    assert time.monotonic() < killed + 60
+    assert sentences(stderr) == [
+        "gradnorm-jax: process 1 of 2 is gone; start the same line again on all to go on"
+    ]
+    assert "Traceback" not in stderr
+    assert not (out / "metrics.json").exists()
+    for folder in (out, undisturbed):
+        ends = end(start_all(environment, 2, *arguments, *sets, "--out", folder))
+        assert [status for _, _, status in ends] == [0, 0], ends
+    assert read_files(out) == read_files(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices_per_copy", [1, 2])
+@pytest.mark.parametrize("culprit", [0, 1])
+def test_the_others_hear_at_once_of_one_that_fails(
+    environment, arguments, make_folder, tmp_path, culprit, devices_per_copy
+):
+    folder = make_folder(200, seed=8)
+    for i in range(40, 200):
+        if i // 2 % 2 == culprit:
+            (folder / f"{i:03}.png").write_text("not an image")
+    sets = ["--ood", f"far={folder}", "--max-bad", "0.02", "--devices-per-copy", devices_per_copy]
+    started = time.monotonic()
+    ends = end(start_all(environment, 2, *arguments, *sets, "--out", tmp_path / "out"))
+    assert time.monotonic() < started + 90
+    assert [status for _, _, status in ends] == [1, 1], ends
+    (said,), (heard,) = (sentences(ends[i][0]) for i in (culprit, 1 - culprit))
+    assert "more than 4 of the 200 images of far cannot be decoded" in said
+    assert heard == f"gradnorm-jax: process {culprit} of 2 has failed; it says why"
+    assert not (tmp_path / "out" / "scores" / "far.parquet").exists()
+
+
+@pytest.mark.slow
+def test_off_a_cluster_the_processes_must_be_named(environment, arguments, tmp_path):
+    command = [*arguments, "--out", tmp_path, "--ood", "far=nowhere", "--distributed", "auto"]
+    process = subprocess.run(
+        [sys.executable, "-c", COMMAND, *map(str, command)],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 1
+    assert "give the coordinator's HOST:PORT" in process.stderr
+    assert "--distributed HOST:PORT PROCESSES THIS_ONE" in process.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 GB.\nA list"),
+            "gradnorm-jax: the devices are out of memory; give a smaller --batch-size: "
+            "RESOURCE_EXHAUSTED: Out of memory, 9 GB.",
+        ),
+        (
+            jax.errors.JaxRuntimeError("INTERNAL: it broke\nA stack"),
+            "gradnorm-jax: the devices or their runtime have failed: INTERNAL: it broke",
+        ),
+        (RuntimeError("the loader stopped"), "gradnorm-jax: the loader stopped"),
+    ],
+)
+def test_errors_of_the_runtime_are_one_sentence(monkeypatch, arguments, error, sentence):
+    def fail(*arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "run", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--out", "nowhere"])
+    assert ended.value.code == sentence
