@@ -2,34 +2,46 @@
 
     python experiments/benchmarks/loader.py --images imagenet/val --model bit_r101x1
 
-Three things are timed on the images of a folder, in turn and in one process, in images per second:
+Three things are timed on the images of a folder, by turns and in one process, in images per second:
 
 - decode: the loader alone, from files to pixels in host memory.
 - compute: the compiled step of `gradnorm-jax evaluate` with GradNorm, on pixels that are there.
 - together: `gradnorm-jax evaluate` itself, from files to scores.
 
-The last line is how much of the slower of the two the whole achieves; 1 means that the other costs
-nothing. On a CPU both share the same cores, so it is less there.
+Each is the median of several rounds. The last line is how much of the slower of the two the whole
+achieves; 1 means that the other costs nothing. On a CPU both share the same cores, so it is less
+there.
 """
 
+import statistics
 import time
 from collections.abc import Callable
 
 import jax
+import numpy as np
 import tyro
 
-from gradnorm_jax.data.loader import batches
+from gradnorm_jax.data.loader import available_cpus, batches
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.passes import Execution, score_feed
 from gradnorm_jax.evaluation.scoring import image_feed, score_pixels
 from gradnorm_jax.models import ARCHITECTURES, init_model
-from gradnorm_jax.sharding import batch_mesh, put_batch, put_replicated
+from gradnorm_jax.sharding import batch_mesh, put_batch, put_shared
+
+_FEWEST_STEPS = 10
 
 
 def main(
-    images: str, model: str = "bit_r101x1", batch_size: int = 64, num_classes: int = 1000
+    images: str,
+    model: str = "bit_r101x1",
+    batch_size: int = 64,
+    num_classes: int = 1000,
+    rounds: int = 5,
+    workers: int = available_cpus(),
+    worker_processes: bool = False,
 ) -> None:
     """Times the three and prints the table.
 
@@ -38,16 +50,28 @@ def main(
         model: architecture, with random weights.
         batch_size: of all devices, a multiple of their number.
         num_classes: size of the last layer.
+        rounds: how often each is timed.
+        workers: how many images are decoded at once.
+        worker_processes: decode in processes in place of threads.
     """
     source = open_source(images)
     preprocess = get_preprocess(ARCHITECTURES[model].preprocess)
+    split = Split(batch_size)
+    steps = split.num_steps(len(source))
+    if steps < _FEWEST_STEPS:
+        raise SystemExit(
+            f"{len(source)} images are {steps} batches of {batch_size}, most of which pass before "
+            f"decoding and computing overlap: give {_FEWEST_STEPS * batch_size} images or more"
+        )
     mesh, detectors = batch_mesh(), parse_detectors(["gradnorm"])
-    network = put_replicated(mesh, init_model(model, num_classes, jax.random.key(0)))
-    steps = -(-len(source) // batch_size)
-    pixels = put_batch(mesh, next(iter(batches(source, preprocess, batch_size))).pixels)
+    network = put_shared(mesh, init_model(model, num_classes, jax.random.key(0)))
+    loading = {"workers": workers, "worker_processes": worker_processes}
+    feed = image_feed("ID", source, preprocess, **loading)
+    shape = (batch_size, preprocess.size, preprocess.size, 3)
+    pixels = put_batch(mesh, np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
 
     def decode() -> None:
-        for _ in batches(source, preprocess, batch_size):
+        for _ in batches(source, preprocess, split, **loading):
             pass
 
     def compute() -> None:
@@ -58,15 +82,17 @@ def main(
         jax.block_until_ready(scored)
 
     def together() -> None:
-        feed = image_feed("ID", source, preprocess)
         score_feed(network, {}, feed, detectors, Execution(mesh=mesh, batch_size=batch_size))
 
-    together()  # compiles
-    speeds = {work.__name__: len(source) / seconds(work) for work in (decode, compute, together)}
-    for name, speed in speeds.items():
-        print(f"{name:10}{speed:10.2f} images/s")
-    slower = min(speeds["decode"], speeds["compute"])
-    print(f"together / slower of the two: {speeds['together'] / slower:.3f}")
+    compute()  # compiles
+    works = (decode, compute, together)
+    times = [[seconds(work) for work in works] for _ in range(rounds)]
+    speeds = [len(source) / statistics.median(each) for each in zip(*times, strict=True)]
+    kind = "processes" if worker_processes else "threads"
+    print(f"{model}, {jax.device_count()} x {jax.devices()[0].device_kind}, {workers} {kind}")
+    for work, speed in zip(works, speeds, strict=True):
+        print(f"{work.__name__:10}{speed:10.2f} images/s")
+    print(f"together / slower of the two: {speeds[2] / min(speeds[:2]):.3f}")
 
 
 def seconds(work: Callable[[], None]) -> float:

@@ -1,6 +1,7 @@
 """The command that prepares data sets."""
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -24,14 +25,16 @@ class PrepareOptions:
     action: tyro.conf.Positional[Literal["prepare"]]
     name: tyro.conf.Positional[str]
     source: Annotated[str | None, tyro.conf.arg(name="from")] = None
-    data_dir: Path | None = None
-    manual_dir: Path | None = None
+    data_dir: str | Path | None = None
+    manual_dir: str | Path | None = None
 
 
 def run_prepare(options: PrepareOptions) -> str:
     """Prepares a data set and says what is where; see `gradnorm_jax.data.prepare`."""
     from gradnorm_jax.data.prepare import prepare, prepare_source  # slow to import
 
+    # It warns of every try to reach a server, before the error that says it all.
+    logging.getLogger("urllib3").setLevel(logging.ERROR)
     if options.source is None:
         done = prepare(options.name, data_dir=options.data_dir, manual_dir=options.manual_dir)
     else:

@@ -44,7 +44,8 @@ def list_source(
             of at least -1.
     """
     path = _existing(path, "list")
-    return _listed_source(path, _read_list(path), root)
+    remedy = "; name the folder that it is relative to, as in list:FILE@FOLDER"
+    return _listed_source(path, _read_list(path), root, remedy)
 
 
 def _existing(path: str | os.PathLike[str], what: str) -> Path:
@@ -55,7 +56,10 @@ def _existing(path: str | os.PathLike[str], what: str) -> Path:
 
 
 def _listed_source(
-    path: Path, rows: list[tuple[str, int]], root: str | os.PathLike[str] | None = None
+    path: Path,
+    rows: list[tuple[str, int]],
+    root: str | os.PathLike[str] | None = None,
+    remedy: str = "",
 ) -> FileSource:
     if not rows:
         raise ValueError(f"{path} lists no image")
@@ -73,7 +77,7 @@ def _listed_source(
     if missing:
         raise FileNotFoundError(
             f"{path} lists files that do not exist in {root}, {len(missing)} of {len(ids)}: "
-            f"{some(missing)}"
+            f"{some(missing)}{remedy}"
         )
     return FileSource(path.stem, root, ids, labels)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from absl import flags
 from gradnorm_jax.data.images import BadImage, decode_rgb
 from gradnorm_jax.data.preprocess import Preprocess
 from gradnorm_jax.data.sources import UNKNOWN, Source
+from gradnorm_jax.data.split import Split
 
 
 class HostBatch(NamedTuple):
@@ -48,95 +50,76 @@ class _Row(NamedTuple):
     reason: str = ""
 
 
-def num_batches(length: int, batch_size: int, process_count: int = 1) -> int:
-    """The number of batches of each host: `length / (batch_size * process_count)`, rounded up."""
-    return -(-length // (batch_size * process_count))
+def available_cpus() -> int:
+    """The number of CPUs that this process may use, which may be fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def batches(
     source: Source,
     preprocess: Preprocess,
-    batch_size: int,
+    split: Split,
     *,
-    workers: int | None = None,
-    processes: bool = False,
     start: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
+    workers: int | None = None,
+    worker_processes: bool = False,
 ) -> Iterator[HostBatch]:
-    """Decodes and preprocesses a source in order, ahead of the consumer.
+    """Decodes and preprocesses a host's share of a source in order, ahead of the consumer.
 
-    Step s of all hosts together covers the `process_count * batch_size` positions from
-    `s * process_count * batch_size` on, and each host takes its `batch_size` in a row. So every
-    position comes once, every host has `num_batches` batches, and the order depends on nothing.
-    An image that cannot be decoded keeps its row, masked, and is reported in `bad`.
+    The order depends on nothing. An image that cannot be decoded keeps its row, masked, and is
+    reported in `bad`.
 
     Args:
         source: the images.
         preprocess: makes the pixels.
-        batch_size: B, the rows per batch of this host.
-        workers: how many images are decoded at once; by default as many as there are CPUs.
-        processes: decode in `workers` processes instead of threads, for many cores and small
-            images, where Python's own lock is the limit. They take seconds to start, each holds two
-            batches, and the calling script needs an `if __name__ == "__main__"` guard.
+        split: which positions make up each batch.
         start: the first batch wanted; those before it are not read.
-        process_index: which host this is, 0 <= process_index < process_count.
-        process_count: the number of hosts.
+        workers: how many images are decoded at once; by default `available_cpus()`.
+        worker_processes: decode in processes instead of threads, for many cores and small images,
+            where Python's own lock is the limit. They take seconds to start, each holds two
+            batches, and the calling script needs an `if __name__ == "__main__"` guard.
 
     Returns:
-        An iterator over `num_batches(...) - start` batches. Up to two are decoded ahead while the
-        caller is busy with one; closing the iterator ends that.
+        An iterator over `split.num_steps(len(source)) - start` batches. Up to two are decoded
+        ahead while the caller is busy with one; closing the iterator ends that.
 
     Raises:
         ValueError: an argument is out of range.
         OSError: while iterating: an image file cannot be read. That is not a property of the image,
             so it is not counted as a bad one.
     """
-    workers = os.cpu_count() or 1 if workers is None else workers
-    _check("batch_size", batch_size, 1)
-    _check("workers", workers, 1)
-    _check("process_count", process_count, 1)
-    _check("process_index", process_index, 0, process_count - 1)
-    steps = num_batches(len(source), batch_size, process_count)
-    _check("start", start, 0, steps)
-    load = functools.partial(
-        _load_row,
-        source=source,
-        preprocess=preprocess,
-        batch_size=batch_size,
-        process_index=process_index,
-        process_count=process_count,
-    )
+    workers = available_cpus() if workers is None else workers
+    if workers < 1:
+        raise ValueError(f"workers must be at least 1, got {workers}")
+    steps = split.num_steps(len(source))
+    if not 0 <= start <= steps:
+        raise ValueError(f"start must be from 0 to {steps}, got {start}")
+    load = functools.partial(_load_row, source=source, preprocess=preprocess, split=split)
     collate = functools.partial(_collate, size=preprocess.size)
-    rows = grain.MapDataset.range(start * batch_size, steps * batch_size).map(load)
-    if processes:
+    rows = grain.MapDataset.range(start * split.rows, steps * split.rows).map(load)
+    if worker_processes:
         # Whole batches travel through shared memory, one waiting in each process.
         _parse_flags()
+        workers = min(workers, steps - start)
         dataset = (
-            rows.batch(batch_size, batch_fn=collate)
+            rows.batch(split.rows, batch_fn=collate)
             .to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
             .mp_prefetch(grain.MultiprocessingOptions(workers, per_worker_buffer_size=1))
         )
-    else:
-        # Threads share images, not batches, so that all of them work on the batch needed next.
-        ahead = max(2 * batch_size, workers)
-        options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
-        dataset = rows.to_iter_dataset(options).batch(batch_size, batch_fn=collate)
+        return _tidy_up(_iterate(dataset, steps - start))
+    # Threads share images, not batches, so that all of them work on the batch needed next.
+    ahead = max(2 * split.rows, workers)
+    options = grain.ReadOptions(num_threads=workers, prefetch_buffer_size=ahead)
+    dataset = rows.to_iter_dataset(options).batch(split.rows, batch_fn=collate)
     return _iterate(dataset, steps - start)
 
 
-def _load_row(
-    slot: int,
-    *,
-    source: Source,
-    preprocess: Preprocess,
-    batch_size: int,
-    process_index: int,
-    process_count: int,
-) -> _Row:
+def _load_row(slot: int, *, source: Source, preprocess: Preprocess, split: Split) -> _Row:
     """Row `slot` of all rows of this host."""
-    step, row = divmod(slot, batch_size)
-    position = (step * process_count + process_index) * batch_size + row
+    step, row = divmod(slot, split.rows)
+    position = split.first(step) + row
     if position >= len(source):
         return _Row()
     record = source[position]
@@ -170,13 +153,14 @@ def _iterate(dataset: grain.IterDataset[HostBatch], count: int) -> Iterator[Host
         raise RuntimeError(f"the loader stopped after {done} of {count} batches: see the log above")
 
 
+def _tidy_up(loaded: Iterator[HostBatch]) -> Iterator[HostBatch]:
+    yield from loaded
+    # Grain leaves semaphores and shared memory of its processes in cycles of references. They would
+    # be lost to the system until this process ends, which then complains of them.
+    gc.collect()
+
+
 def _parse_flags() -> None:
     # Grain's processes ask for Abseil flags, which only programs built on Abseil parse.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-
-
-def _check(name: str, value: int, least: int, most: int | None = None) -> None:
-    if value < least or (most is not None and value > most):
-        limits = f"at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name} must be {limits}, got {value}")

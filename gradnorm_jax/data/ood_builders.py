@@ -7,7 +7,9 @@ module makes tfds know `inaturalist_ood`, `sun_ood` and `places_ood`. None needs
 """
 
 import gzip
+import os
 import tarfile
+import urllib.request
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -34,6 +36,12 @@ class OODBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
     ARCHIVE: str
     IMAGES = 10_000
 
+    @classmethod
+    def find_by_hand(cls, folder: str | os.PathLike[str]) -> Path | None:
+        """The archive in a manual folder, or what it unpacks to; None if neither is there."""
+        choices = (Path(folder, cls.ARCHIVE), Path(folder, cls.ARCHIVE.removesuffix(".tar.gz")))
+        return next((path for path in choices if path.exists()), None)
+
     def _info(self) -> tfds.core.DatasetInfo:
         return tfds.core.DatasetInfo(
             builder=self,
@@ -47,13 +55,15 @@ class OODBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
     def _split_generators(
         self, dl_manager: tfds.download.DownloadManager
     ) -> dict[str, Iterator[tuple[str, dict[str, Any]]]]:
-        archive = _by_hand(dl_manager, self.ARCHIVE)
-        unpacked = _by_hand(dl_manager, self.ARCHIVE.removesuffix(".tar.gz"))
-        if unpacked and not archive:
-            images = self._all(_read_folder(unpacked))
+        try:
+            found = self.find_by_hand(dl_manager.manual_dir)
+        except AssertionError:
+            found = None  # There is no manual folder, or nothing is in it.
+        if found and found.is_dir():
+            images = self._all(_read_folder(found))
         else:
             url = ADDRESS + self.ARCHIVE
-            archive = archive or Path(dl_manager.download(url))
+            archive = found or _download(dl_manager, url)
             record = self.data_dir_root / self.name / "checksums.tsv"
             images = _checked(self._all(_read_archive(archive)), archive, url, record)
         return {"test": self._generate_examples(images)}
@@ -77,13 +87,10 @@ class OODBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # ty
             )
 
 
-def _by_hand(dl_manager: tfds.download.DownloadManager, name: str) -> Path | None:
-    """What is called `name` in the manual folder, if there is such a thing."""
-    try:
-        path = Path(dl_manager.manual_dir, name)
-    except AssertionError:
-        return None  # There is no such folder, or nothing is in it.
-    return path if path.exists() else None
+def _download(dl_manager: tfds.download.DownloadManager, url: str) -> Path:
+    # By itself tfds does not give up for minutes where nothing answers.
+    urllib.request.urlopen(url, timeout=10).close()
+    return Path(dl_manager.download(url))
 
 
 def _manual_download(archive: str) -> str:

@@ -12,11 +12,15 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import file_adapters
 from tensorflow_datasets.core.dataset_builders import adhoc_builder
+from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils, tqdm_utils
 
-from gradnorm_jax.data import ood_builders  # noqa: F401  makes tfds know them
 from gradnorm_jax.data.files import Source
+from gradnorm_jax.data.ood_builders import OODBuilder
 from gradnorm_jax.data.prepared import expand, find_prepared, formats, place, prepare_command
+
+# Ten, as tfds has it, take minutes to tell that there is no network.
+downloader.MAX_RETRIES = 3
 
 _ARRAY_RECORD = file_adapters.FileFormat.ARRAY_RECORD
 _INFO = "dataset_info.json"
@@ -155,6 +159,8 @@ def _download(
         ) from error
     config = tfds.download.DownloadConfig(manual_dir=expand(manual_dir))
     try:
+        if config.manual_dir:
+            _check_manual(builder, config.manual_dir)
         builder.download_and_prepare(file_format=_ARRAY_RECORD, download_config=config)
     except ImportError as error:
         if "tensorflow" not in str(error):
@@ -167,6 +173,14 @@ def _download(
     except (AssertionError, OSError, tfds.download.DownloadError) as error:
         raise OSError(_cannot_prepare(builder, error, name, data_dir)) from error
     return _describe(name, builder, "prepared")
+
+
+def _check_manual(builder: tfds.core.DatasetBuilder, folder: str) -> None:
+    # tfds passes over such a folder and downloads, if it can.
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"there is no folder {folder}")
+    if isinstance(builder, OODBuilder) and not builder.find_by_hand(folder):
+        raise FileNotFoundError(f"{folder} holds neither {builder.ARCHIVE} nor its folder")
 
 
 def _cannot_prepare(

@@ -4,10 +4,11 @@ ArrayRecord, which has random access, is read without TensorFlow; TFRecord with 
 """
 
 import dataclasses
+import itertools
 import os
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -15,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters, read_only_builder
 
-from gradnorm_jax.data.files import UNKNOWN, Record
+from gradnorm_jax.data.files import UNKNOWN, Record, hash_records
 from gradnorm_jax.data.tfrecord import TFRecords, require_tensorflow
 
 _SPEC = re.compile(r"(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")
@@ -34,6 +35,8 @@ class PreparedSource:
         features: of each example, those that are read.
         keys: which feature is the `image`, and which the `label` and the `id` if there are any.
         parts: split, first and last position + 1 of each run of examples that make up the source.
+        facts: what tfds has noted of it: version, features, and of the split of each part the
+            number of bytes, and of examples in each file. They are the same in all file formats.
         ignored: nothing; a data set holds only images.
     """
 
@@ -42,6 +45,7 @@ class PreparedSource:
     features: tfds.features.FeaturesDict = dataclasses.field(repr=False)
     keys: Mapping[str, str]
     parts: Sequence[tuple[str, int, int]]
+    facts: Sequence[Any] = dataclasses.field(repr=False)
     ignored: Sequence[str] = ()
 
     def __len__(self) -> int:
@@ -67,6 +71,14 @@ class PreparedSource:
             data=example[self.keys["image"]],
         )
 
+    def fingerprint(self) -> str:
+        """A hash of what tfds has noted of the data, and of the first and the last 32 images.
+
+        It is cheap, few files are read, and does not see a change that leaves all of these alone.
+        """
+        ends = sorted({*range(len(self))[:32], *range(len(self))[-32:]})
+        return hash_records([self.facts, self.parts], map(self.__getitem__, ends))
+
     def _id(self, example: Mapping[str, Any], index: int) -> str:
         if "id" in self.keys:
             value = example[self.keys["id"]]
@@ -85,8 +97,8 @@ def tfds_source(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Pr
     Images are the bytes that were stored when it was prepared, so that decoding and preprocessing
     are the same as for files. They are its feature `image`, or its only one of that kind. Labels
     are its feature `label` if it is a class number; where it is -1, or missing, they are unknown.
-    Ids are its feature `file_name`, `filename`, `id` or `image_id`, which has to be different for
-    every image, or else the position in the split, `validation[7]`.
+    Ids are its feature `file_name`, `filename`, `id` or `image_id`, as they are, or else the
+    position in the split, `validation[7]`. Should they repeat, positions tell the images apart.
 
     Args:
         spec: `NAME[/CONFIG][:VERSION][:SPLIT]`. The split is in tfds's notation: `validation`,
@@ -109,26 +121,33 @@ def tfds_source(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Pr
     builder = find_prepared(name, data_dir)
     if builder is None:
         raise FileNotFoundError(
-            f"the data set {name} is not prepared in {place(data_dir)}: run "
+            f"the data set {name} is not prepared in {place(data_dir)}: if it is elsewhere, give "
+            "that folder as --data-dir or TFDS_DATA_DIR, or else run "
             f"{prepare_command(name, data_dir)}"
         )
     split = match["split"] or _default_split(builder)
     try:
-        parts = tuple(_parts(builder, split))
+        parts = _parts(builder, split)
     except ValueError as error:
         raise ValueError(
             f"cannot read the split {split!r} of {name}, which has {_splits(builder)}: "
             f"{str(error).splitlines()[0]}"
         ) from error
     keys = _keys(builder)
+    info = builder.info
+    features = tfds.features.FeaturesDict({key: info.features[key] for key in keys.values()})
+    splits = [info.splits[name] for name, _, _ in parts]
     return PreparedSource(
         name=builder.name + (f"-{builder.builder_config.name}" if "/" in name else ""),
-        records=_records(builder, split, prepare_command(name, data_dir)),
-        features=tfds.features.FeaturesDict(
-            {key: builder.info.features[key] for key in keys.values()}
-        ),
+        records=_records(builder, split, name, data_dir),
+        features=features,
         keys=keys,
         parts=parts,
+        facts=(
+            info.full_name,
+            features.to_json(),
+            [(each.num_bytes, each.shard_lengths) for each in splits],
+        ),
     )
 
 
@@ -173,7 +192,10 @@ def prepare_command(name: str, data_dir: str | os.PathLike[str] | None) -> str:
 
 
 def _records(
-    builder: tfds.core.DatasetBuilder, split: str, command: str
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    name: str,
+    data_dir: str | os.PathLike[str] | None,
 ) -> grain.sources.RandomAccessDataSource[bytes]:
     available = formats(builder)
     if "array_record" in available:
@@ -185,24 +207,30 @@ def _records(
     if "tfrecord" in available:
         require_tensorflow(
             f"{builder.info.full_name} is prepared as TFRecord, which only TensorFlow reads",
-            f"convert it to ArrayRecord once: {command}",
+            f"convert it to ArrayRecord once: {prepare_command(name, data_dir)}",
         )
         files = builder.info.splits[split].file_instructions
         return TFRecords(tuple((file.filename, file.skip, file.take) for file in files))
     raise ValueError(
         f"{builder.info.full_name} is prepared as {', '.join(sorted(available))}, which is not "
-        f"read: prepare it as ArrayRecord in another folder, by {command} --data-dir FOLDER"
+        "read: prepare it as ArrayRecord in another folder, by "
+        f"{prepare_command(name, None)} --data-dir FOLDER"
     )
 
 
-def _parts(builder: tfds.core.DatasetBuilder, split: str) -> Iterator[tuple[str, int, int]]:
+def _parts(builder: tfds.core.DatasetBuilder, split: str) -> tuple[tuple[str, int, int], ...]:
     splits = builder.info.splits
+    parts = []
     for part in tfds.core.ReadInstruction.from_spec(split).to_absolute(splits):
         stop = splits[part.splitname].num_examples if part.to is None else part.to
         start = part.from_ or 0
         if start >= stop:
             raise ValueError(f"{part.splitname}[{start}:{stop}] holds no image")
-        yield part.splitname, start, stop
+        parts.append((part.splitname, start, stop))
+    for (name, _, stop), (other, start, _) in itertools.pairwise(sorted(parts)):
+        if name == other and start < stop:
+            raise ValueError(f"{name}[{start}] is in it more than once")
+    return tuple(parts)
 
 
 def _default_split(builder: tfds.core.DatasetBuilder) -> str:

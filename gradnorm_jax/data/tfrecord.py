@@ -18,6 +18,8 @@ class TFRecords:
 
     The format has no index, so a file is read as a whole when one of its records is asked for, and
     the last two are kept in memory. That suits reading in order; tfds's files have about 100 MB.
+    Where several hosts, or worker processes, share the records, each reads every file: for them
+    rather convert the data set to ArrayRecord, by `gradnorm-jax data prepare NAME`.
 
     Attributes:
         files: the path of each file, how many of its first records to skip, and how many to take.

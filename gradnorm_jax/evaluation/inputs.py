@@ -57,6 +57,8 @@ def open_inputs(options: EvaluateOptions) -> Inputs:
     """
     if options.batch_size < 1:
         raise ValueError(f"batch size must be at least 1, got {options.batch_size}")
+    if options.workers is not None and options.workers < 1:
+        raise ValueError(f"workers must be at least 1, got {options.workers}")
     if not 0 <= options.max_bad <= 1:
         raise ValueError(f"max-bad is a fraction from 0 to 1, got {options.max_bad}")
     detectors = parse_detectors(
@@ -75,7 +77,16 @@ def _network_and_images(options: EvaluateOptions, detectors: tuple[Detector, ...
     sources = _open_sources(options)
     if len(sources) - (FIT in sources) < 2:
         raise ValueError("no OOD set is given; give at least one as NAME=PATH")
-    feeds = {name: image_feed(name, source, preprocess) for name, source in sources.items()}
+    feeds = {
+        name: image_feed(
+            name,
+            source,
+            preprocess,
+            workers=options.workers,
+            worker_processes=options.worker_processes,
+        )
+        for name, source in sources.items()
+    }
     fit = feeds.pop(FIT, None)
     model = load_model(options.model, options.weights, on_host=True)
     options = dataclasses.replace(options, preprocess=preprocess.name)

@@ -20,8 +20,8 @@ class EvaluateOptions:
         model: bit_r50x1, bit_r101x1, bit_r152x2, bit_r50x3, bit_r101x3, bit_r152x4, bit_tiny or
             mobilenet_v2.
         weights: the model's weights, a .npz or .safetensors file.
-        id: in-distribution test images: a folder, `csv:FILE` with columns file and label, or
-            `tfds:NAME:SPLIT`.
+        id: in-distribution test images: a folder, `csv:FILE` with columns file and label,
+            `list:FILE@FOLDER` (OpenOOD's lists), or `tfds:NAME:SPLIT`.
         ood: one or more out-of-distribution sets, each as NAME=PATH, or `tfds:NAME`.
         fit: labelled in-distribution training images, for detectors that are fitted (mahalanobis).
         data_dir: where `tfds:` finds prepared data sets; by default where tfds puts them.
@@ -33,6 +33,10 @@ class EvaluateOptions:
         devices_per_copy: how many devices hold a copy of the parameters between them, each a part;
             1 for a copy on every device. `auto` is 1, or more if a copy takes over half of a
             device's memory.
+        workers: how many images each process decodes at once; by default as many as the CPUs that
+            it may use.
+        worker_processes: decode in processes in place of threads, for many cores and small images.
+            They take seconds to start.
         max_bad: the largest fraction of a set's images that may be undecodable. They are listed and
             left out; more of them stop the run.
         cache: keep features and logits as well, in this precision; of the --fit images too, even if
@@ -57,6 +61,8 @@ class EvaluateOptions:
     temperature: float = 1.0
     batch_size: int = 64
     devices_per_copy: int | Literal["auto"] = "auto"
+    workers: int | None = None
+    worker_processes: bool = False
     max_bad: float = 0.01
     cache: Literal["float32", "bfloat16"] | None = None
     from_cache: str | Path | None = None

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,12 @@ import pytest
 from PIL import Image
 
 from gradnorm_jax.data.images import decode_rgb
-from gradnorm_jax.data.loader import batches, num_batches
+from gradnorm_jax.data.loader import available_cpus, batches
 from gradnorm_jax.data.preprocess import PREPROCESSES, Preprocess, centre_crop
 from gradnorm_jax.data.sources import Record, open_source
+from gradnorm_jax.data.split import Split
+from gradnorm_jax.evaluation.scoring import Scored, image_feed, no_progress, run_steps
+from gradnorm_jax.sharding import batch_mesh
 
 
 def first_pixel(image):
@@ -45,8 +49,8 @@ class MadeSource(NamedTuple):
         return Record(f"image-{index}", index % 3, data)
 
 
-def load(source, batch_size, **options):
-    return list(batches(source, ONE_PIXEL, batch_size, **{"workers": 2, **options}))
+def load(source, split, **options):
+    return list(batches(source, ONE_PIXEL, split, **{"workers": 2, **options}))
 
 
 def assert_same(left, right):
@@ -56,7 +60,7 @@ def assert_same(left, right):
 
 
 def test_by_hand():
-    first, last = load(MadeSource(5, broken=(1,)), 3)
+    first, last = load(MadeSource(5, broken=(1,)), Split(3))
     np.testing.assert_array_equal(first.pixels[:, 0, 0], [[0] * 3, [0] * 3, [2] * 3])
     np.testing.assert_array_equal(first.mask, [True, False, True])
     np.testing.assert_array_equal(first.positions, [0, 1, 2])
@@ -79,17 +83,17 @@ def test_by_hand():
 def test_every_image_once_over_all_hosts(process_count):
     for length, batch_size in itertools.product(range(1, 21), range(1, 9)):
         source = MadeSource(length, broken=(length // 2,))
-        steps = num_batches(length, batch_size, process_count)
-        hosts = [
-            load(source, batch_size, workers=1, process_index=i, process_count=process_count)
-            for i in range(process_count)
-        ]
+        splits = [Split(batch_size, i, process_count) for i in range(process_count)]
+        hosts = [load(source, split, workers=1) for split in splits]
+        steps = splits[0].num_steps(length)
         assert [len(host) for host in hosts] == [steps] * process_count
         # Step by step, host by host: the source's order, then padding and nothing else.
         rows = [host[step] for step in range(steps) for host in hosts]
         assert all(len(batch.pixels) == batch_size for batch in rows)
         positions = np.concatenate([batch.positions for batch in rows])
         np.testing.assert_array_equal(positions[:length], np.arange(length))
+        firsts = [split.first(step) for step in range(steps) for split in splits]
+        np.testing.assert_array_equal(firsts, np.arange(len(positions))[::batch_size])
         assert (positions[length:] == -1).all()
         assert len(positions) - length < process_count * batch_size
         mask = np.concatenate([batch.mask for batch in rows])
@@ -105,24 +109,31 @@ def test_every_image_once_over_all_hosts(process_count):
     ("length", "batch_size", "process_count", "expected"),
     [(0, 4, 1, 0), (1, 4, 1, 1), (4, 4, 1, 1), (5, 4, 1, 2), (8, 4, 2, 1), (9, 4, 2, 2)],
 )
-def test_num_batches_by_hand(length, batch_size, process_count, expected):
-    assert num_batches(length, batch_size, process_count) == expected
+def test_num_steps_by_hand(length, batch_size, process_count, expected):
+    assert Split(batch_size, 0, process_count).num_steps(length) == expected
+
+
+@pytest.mark.parametrize("split", [(0,), (1, 0, 0), (1, -1, 2), (1, 2, 2)])
+def test_splits_that_cannot_be(split):
+    with pytest.raises(ValueError, match=r"Split\(rows=.* cannot be: rows must be at least 1, and"):
+        Split(*split)
 
 
 @pytest.mark.parametrize("workers", [1, 3, 8, 100])
 def test_order_does_not_depend_on_workers(workers):
     source = MadeSource(50, broken=(7, 8, 49))
-    assert_same(load(source, 8, workers=workers), load(source, 8))
+    assert_same(load(source, Split(8), workers=workers), load(source, Split(8)))
 
 
 @pytest.mark.parametrize("start", range(5))
 def test_resumes_at_a_batch(start):
     source = MadeSource(25, broken=(13,))
-    options = {"process_index": 1, "process_count": 2}
-    everything = load(source, 3, **options)
+    split = Split(3, process=1, processes=2)
+    everything = load(source, split)
     assert len(everything) == 5
-    assert_same(load(source, 3, start=start, **options), everything[start:])
-    assert load(source, 3, start=5, **options) == []
+    assert_same(load(source, split, start=start), everything[start:])
+    for worker_processes in (False, True):
+        assert load(source, split, start=5, worker_processes=worker_processes) == []
 
 
 class Counting:
@@ -144,7 +155,7 @@ class Counting:
 
 def test_reads_only_what_is_wanted_and_not_far_ahead():
     source = Counting(100)
-    iterator = batches(source, ONE_PIXEL, 5, workers=2, start=2)
+    iterator = batches(source, ONE_PIXEL, Split(5), workers=2, start=2)
     assert sum(source.reads) == 0
     next(iterator)
     iterator.close()
@@ -155,7 +166,7 @@ def test_reads_only_what_is_wanted_and_not_far_ahead():
 
 def test_closing_ends_the_threads():
     before = set(threading.enumerate())
-    iterator = batches(Counting(100), ONE_PIXEL, 5, workers=2)
+    iterator = batches(Counting(100), ONE_PIXEL, Split(5), workers=2)
     next(iterator)
     threads = set(threading.enumerate()) - before
     assert len(threads) == 2
@@ -173,7 +184,7 @@ class Unreadable(Counting):
 
 
 def test_a_file_that_cannot_be_read_ends_the_run():
-    iterator = batches(Unreadable(20), ONE_PIXEL, 5, workers=2)
+    iterator = batches(Unreadable(20), ONE_PIXEL, Split(5), workers=2)
     assert [len(next(iterator).ids) for _ in range(2)] == [5, 5]
     with pytest.raises(PermissionError, match=r"Permission denied: '12\.png'"):
         next(iterator)
@@ -182,21 +193,52 @@ def test_a_file_that_cannot_be_read_ends_the_run():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"workers": 0}, "workers must be at least 1, got 0"),
-        ({"process_count": 0}, "process_count must be at least 1, got 0"),
-        ({"process_index": 2, "process_count": 2}, "process_index must be from 0 to 1, got 2"),
         ({"start": 4}, "start must be from 0 to 3, got 4"),
         ({"start": -1}, "start must be from 0 to 3, got -1"),
     ],
 )
 def test_arguments_are_checked_at_the_call(options, message):
     with pytest.raises(ValueError, match=message):
-        batches(MadeSource(9), ONE_PIXEL, **{"batch_size": 3, **options})
+        batches(MadeSource(9), ONE_PIXEL, Split(3), **options)
 
 
-@pytest.mark.parametrize("processes", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_on_a_folder(tmp_path, processes):
+def test_workers_are_as_many_as_the_cpus_that_may_be_used(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {1, 5, 6}, raising=False)
+    assert available_cpus() == 3
+    before = threading.active_count()
+    iterator = batches(Counting(100), ONE_PIXEL, Split(5))
+    next(iterator)
+    assert threading.active_count() == before + 3
+    iterator.close()
+
+
+class Slow(Counting):
+    def __getitem__(self, index):
+        time.sleep(0.1 if index % 8 == 0 else 0)
+        return super().__getitem__(index)
+
+
+def test_decoding_and_computing_overlap():
+    """Each takes 100 ms of each step, and there are 12 steps of 8 images."""
+
+    def score(model, states, pixels, *, detectors, mesh):
+        time.sleep(0.1)
+        return Scored(pixels[:, 0, 0, 0], {}, None)
+
+    feed = image_feed("slow", Slow(96), ONE_PIXEL, workers=1)._replace(score=score)
+    steps = run_steps(
+        feed, None, {}, detectors=(), mesh=batch_mesh(), split=Split(8), track=no_progress
+    )
+    start = time.monotonic()
+    tables = [step.table for step in steps]
+    assert time.monotonic() - start < 1.6 * 12 * 0.1
+    predictions = np.concatenate([table.predictions for table in tables])
+    np.testing.assert_array_equal(predictions, np.arange(96))
+
+
+@pytest.mark.parametrize("worker_processes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_on_a_folder(tmp_path, worker_processes):
     rng = np.random.default_rng(0)
     for index in range(11):
         pixels = rng.integers(0, 256, (40, 30 + index, 3), np.uint8)
@@ -204,7 +246,8 @@ def test_on_a_folder(tmp_path, processes):
     (tmp_path / "05.png").write_text("text")
     source = open_source(str(tmp_path))
     preprocess = PREPROCESSES["bit32"]
-    found = list(batches(source, preprocess, 4, workers=2, processes=processes, start=1))
+    options = {"start": 1, "workers": 3, "worker_processes": worker_processes}
+    found = list(batches(source, preprocess, Split(4), **options))
     assert [bad for batch in found for bad, _ in batch.bad] == ["05.png"]
     positions = np.concatenate([batch.positions for batch in found])
     np.testing.assert_array_equal(positions, [*range(4, 11), -1])
@@ -222,8 +265,9 @@ def test_nothing_is_printed(tmp_path):
 from gradnorm_jax.data.loader import batches
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.split import Split
 
-(batch,) = batches(open_source({str(tmp_path)!r}), get_preprocess("bit32"), 2)
+(batch,) = batches(open_source({str(tmp_path)!r}), get_preprocess("bit32"), Split(2))
 """
     environment = {**os.environ, "PYTHONWARNINGS": "error"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment)
@@ -233,7 +277,7 @@ from gradnorm_jax.data.sources import open_source
 def test_real_images(shared_data):
     source = open_source(f"csv:{shared_data}/imagenet/id_val.csv")
     preprocess = PREPROCESSES["crop224"]
-    batch = next(batches(source, preprocess, 16, start=3))
+    batch = next(batches(source, preprocess, Split(16), start=3))
     for row, position in enumerate(range(48, 64)):
         record = source[position]
         assert (batch.ids[row], batch.labels[row]) == (record.id, record.label)

@@ -3,8 +3,10 @@ import functools
 import gzip
 import hashlib
 import http.server
+import socket
 import tarfile
 import threading
+import time
 import unittest
 
 import pytest
@@ -100,19 +102,34 @@ def test_download(tmp_path, pack, monkeypatch):
     assert checksum == hashlib.sha256(archive.read_bytes()).hexdigest()
 
 
-def test_failed_download_names_the_way_by_hand(tmp_path, monkeypatch):
-    def fail(*args, **kwargs):
-        raise ConnectionError("no route to host")
+BY_HAND = (
+    "; put into a folder what has to be downloaded by hand (Places.tar.gz, or the folder that it "
+    "unpacks to, from http://pages.cs.wisc.edu/~huangrui/imagenet_ood_dataset/Places.tar.gz), and "
+    "run gradnorm-jax data prepare places_ood --data-dir {} --manual-dir FOLDER"
+)
 
-    monkeypatch.setattr(tfds.download.DownloadManager, "download", fail)
-    with pytest.raises(OSError, match=r"places_ood cannot be prepared") as error:
+
+def test_failed_download_names_the_way_by_hand_at_once(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setattr(ood_builders, "ADDRESS", f"http://127.0.0.1:{port}/")
+    start = time.monotonic()
+    with pytest.raises(OSError, match=r"places_ood cannot be prepared: .*refused") as error:
         prepare("places_ood", data_dir=tmp_path)
-    assert str(error.value) == (
-        "places_ood cannot be prepared: no route to host; put into a folder what has to be "
-        "downloaded by hand (Places.tar.gz, or the folder that it unpacks to, from "
-        "http://pages.cs.wisc.edu/~huangrui/imagenet_ood_dataset/Places.tar.gz), and run "
-        f"gradnorm-jax data prepare places_ood --data-dir {tmp_path} --manual-dir FOLDER"
-    )
+    assert str(error.value).endswith(BY_HAND.format(tmp_path))
+    assert time.monotonic() - start < 10
+
+
+def test_manual_folder_without_the_archive_is_refused(tmp_path, make_images):
+    other = make_images("other", "a.png")
+    for folder, reason in {
+        tmp_path / "nowhere": f"there is no folder {tmp_path}/nowhere",
+        other: f"{other} holds neither Places.tar.gz nor its folder",
+    }.items():
+        with pytest.raises(OSError, match=r"places_ood cannot be prepared") as error:
+            prepare("places_ood", data_dir=tmp_path, manual_dir=folder)
+        expected = f"places_ood cannot be prepared: {reason}{BY_HAND.format(tmp_path)}"
+        assert str(error.value) == expected
 
 
 def test_another_archive_is_refused_the_second_time(tmp_path, pack):

@@ -1,4 +1,5 @@
 import concurrent.futures
+import functools
 import json
 import os
 import struct
@@ -85,6 +86,22 @@ def test_tfrecord_is_converted_without_tensorflow(tmp_path, as_tfrecord, source)
     ]
     assert json.loads((as_tfrecord / "dataset_info.json").read_text())["fileFormat"] == "tfrecord"
     assert prepare("made", data_dir=tmp_path).action == "found"
+
+
+def test_tfrecord_has_the_fingerprint_of_array_record(tmp_path, as_tfrecord, monkeypatch):
+    reads = []
+
+    def read(path):
+        reads.append(path)
+        return tuple(grain.experimental.TFRecordIterDataset(path))
+
+    monkeypatch.setattr(tfrecord, "_read", functools.lru_cache(maxsize=2)(read))
+    monkeypatch.setattr(tfrecord.importlib.util, "find_spec", lambda name: True)
+    fingerprint = open_source("tfds:made", tmp_path).fingerprint()
+    assert len(reads) == 2
+    prepare("made", data_dir=tmp_path)
+    assert open_source("tfds:made", tmp_path).fingerprint() == fingerprint
+    assert len(reads) == 2
 
 
 def test_conversion_goes_on_after_it_was_cut_off(tmp_path, as_tfrecord, source, monkeypatch):
@@ -193,6 +210,12 @@ def test_an_image_that_goes_away_leaves_nothing_behind(tmp_path, source):
 def test_unknown_data_set(tmp_path):
     with pytest.raises(ValueError, match=r"neither tfds nor this package has a data set 'imagnet'"):
         prepare("imagnet", data_dir=tmp_path)
+
+
+def test_manual_folder_that_is_not_there(tmp_path):
+    """Though nothing has to be downloaded by hand."""
+    with pytest.raises(OSError, match=r"cifar10 cannot be prepared: there is no folder .*nowhere$"):
+        prepare("cifar10", data_dir=tmp_path, manual_dir=tmp_path / "nowhere")
 
 
 def test_imagenet_is_downloaded_by_hand(tmp_path):

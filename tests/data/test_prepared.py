@@ -1,5 +1,6 @@
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -14,6 +15,7 @@ from gradnorm_jax.data.prepare import prepare_source
 from gradnorm_jax.data.prepared import tfds_source
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.split import Split
 
 # The last byte of a record must survive, even where NumPy would take it for padding.
 IMAGES = [b"\xff\xd8 zero\x00", b"", b"\x00", *(bytes([i]) * 9 for i in range(7))]
@@ -69,8 +71,8 @@ def test_batches_equal_those_of_the_files(tmp_path, make_images):
     prepare_source(source, "my_set", data_dir=tmp_path)
     prepared = open_source("tfds:my_set", tmp_path)
     preprocess = get_preprocess("bit32")
-    pairs = zip(batches(source, preprocess, 2), batches(prepared, preprocess, 2), strict=True)
-    for expected, batch in pairs:
+    both = (batches(each, preprocess, Split(2)) for each in (source, prepared))
+    for expected, batch in zip(*both, strict=True):
         np.testing.assert_array_equal(batch.pixels, expected.pixels)
         np.testing.assert_array_equal(batch.labels, expected.labels)
         assert (batch.ids, batch.bad) == (expected.ids, expected.bad)
@@ -107,6 +109,26 @@ def test_splits_and_ids_by_position(two_splits, split, ids):
     assert len(source) == len(ids)
 
 
+@pytest.mark.parametrize(
+    ("position", "data"),
+    [(0, b"\xff"), (99, b"\xff"), (50, b"longer")],
+    ids=["first", "last", "size of another"],
+)
+def test_fingerprint_tells_versions_apart(store, position, data):
+    rows = [{"image": bytes([i])} for i in range(100)]
+    changed = [*rows[:position], {"image": data}, *rows[position + 1 :]]
+
+    def fingerprint(rows):
+        data_dir = store({"test": rows}, {"image": tfds.features.Image()})
+        whole, part = (tfds_source(f"made:{split}", data_dir) for split in ("test", "test[:99]"))
+        assert whole.fingerprint() != part.fingerprint()
+        found = whole.fingerprint()
+        shutil.rmtree(data_dir / "made")
+        return found
+
+    assert fingerprint(rows) == fingerprint(rows) != fingerprint(changed)
+
+
 def test_textures_are_all_of_dtd(store):
     rows = [{"image": data} for data in IMAGES]
     splits = {"train": rows[:4], "test": rows[4:8], "validation": rows[8:]}
@@ -130,6 +152,7 @@ def test_two_splits_and_none_chosen(two_splits):
         ("test[3:]", r"test\[3:3\] holds no image"),
         ("test[2:1]", r"test\[2:1\] holds no image"),
         ("test[50:60]", "incompatible with 3 examples"),
+        ("all+test[2:]", r"test\[2\] is in it more than once"),
     ],
 )
 def test_bad_split(two_splits, split, message):
@@ -148,7 +171,8 @@ def test_not_prepared(two_splits, name):
     with pytest.raises(FileNotFoundError) as error:
         tfds_source(f"{name}:test", two_splits)
     assert str(error.value) == (
-        f"the data set {name} is not prepared in {two_splits}: run gradnorm-jax data prepare "
+        f"the data set {name} is not prepared in {two_splits}: if it is elsewhere, give that "
+        "folder as --data-dir or TFDS_DATA_DIR, or else run gradnorm-jax data prepare "
         f"{name} --data-dir {two_splits}"
     )
 

@@ -218,7 +218,10 @@ def test_list_relative_to_a_folder_elsewhere(tmp_path, monkeypatch):
             7,
             0,
         ]
-    with pytest.raises(FileNotFoundError, match=r"do not exist in .*benchmark@imglist, 3 of 3"):
+    message = (
+        r"do not exist in .*benchmark@imglist, 3 of 3: .*; name the folder .* list:FILE@FOLDER"
+    )
+    with pytest.raises(FileNotFoundError, match=message):
         open_source(f"list:{path}")
 
 
