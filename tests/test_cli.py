@@ -109,6 +109,16 @@ def test_another_run_in_the_same_folder(inputs, tmp_path):
         cli.main(arguments(inputs, out=tmp_path, temperature=2))
 
 
+def test_all_data_sets_that_are_missing_are_named(inputs, tmp_path):
+    sets = ["inaturalist_ood", "sun_ood", "places_ood", "dtd"]
+    command = ["evaluate", "--model", "bit_s_r101x1", "--weights", str(inputs / "w.npz")]
+    command += ["--id", "tfds:imagenet2012:validation", "--ood", *(f"tfds:{name}" for name in sets)]
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*command, "--data-dir", str(tmp_path), "--out", str(tmp_path / "out")])
+    for name in ("imagenet2012", *sets):
+        assert f"gradnorm-jax data prepare {name} --data-dir {tmp_path}" in str(ended.value.code)
+
+
 def test_without_a_network(inputs, tmp_path):
     command = ["evaluate", "--out", str(tmp_path), "--ood", f"far={inputs / 'ood'}"]
     with pytest.raises(SystemExit, match="--model, --weights and --id must be given, or --from-c"):

@@ -155,17 +155,26 @@ def _describe(options: EvaluateOptions, sources: Mapping[str, Source]) -> Manife
 
 
 def _open_sources(options: EvaluateOptions) -> dict[str, Source]:
-    """The data sets that are given, in-distribution first."""
-    data_dir = options.data_dir
-    sources = {ID: open_source(options.id, data_dir)} if options.id else {}
+    """The data sets that are given, in-distribution first; of those missing, all are named."""
+    sources, missing = {}, []
+    for name, spec in _name_sources(options).items():
+        try:
+            sources[name] = open_source(spec, options.data_dir)
+        except FileNotFoundError as error:
+            missing.append(str(error))
+    if missing:
+        raise FileNotFoundError("; ".join(missing))
+    return sources
+
+
+def _name_sources(options: EvaluateOptions) -> dict[str, str]:
+    specs = {ID: options.id} if options.id else {}
     for spec in options.ood:
         name, path = _parse_ood(spec)
-        if name.lower() in {taken.lower() for taken in (ID, FIT, *sources)}:
+        if name.lower() in {taken.lower() for taken in (ID, FIT, *specs)}:
             raise ValueError(f"OOD set name {name!r} is taken; give each set a name of its own")
-        sources[name] = open_source(path, data_dir)
-    if options.fit:
-        sources[FIT] = open_source(options.fit, data_dir)
-    return sources
+        specs[name] = path
+    return specs | ({FIT: options.fit} if options.fit else {})
 
 
 def _parse_ood(spec: str) -> tuple[str, str]:
