@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+from gradnorm_jax.data.split import Split
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.cache import Cache, cached_feed
 from gradnorm_jax.evaluation.evaluate import ID
 from gradnorm_jax.evaluation.folder import open_folder
-from gradnorm_jax.evaluation.hosts import Split
 from gradnorm_jax.evaluation.passes import Execution, score_feed
 from gradnorm_jax.evaluation.scoring import Chunk, Feed, score_outputs
 from gradnorm_jax.evaluation.shards import in_folder

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import jax
 import rich.console
@@ -14,6 +14,7 @@ from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.hosts import Interrupted, preemption
+from gradnorm_jax.evaluation.peers import leave
 from gradnorm_jax.evaluation.run import EvaluateOptions, run
 
 Command = (
@@ -26,8 +27,9 @@ Command = (
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command.
 
-    What is wrong with its input ends it with one sentence and status 1. SIGTERM ends an evaluation
-    at the next step with status 75 (EX_TEMPFAIL) and everything saved: the same line goes on there.
+    What is wrong with its input ends it with one sentence and status 1. Status 75 (EX_TEMPFAIL)
+    asks for the same line to be started again, which goes on where the evaluation was: SIGTERM has
+    ended it at the next step with everything saved, or another of its processes is gone.
     """
     logging.captureWarnings(True)
     options = tyro.cli(Command, prog="gradnorm-jax", args=arguments)
@@ -56,14 +58,34 @@ def main(arguments: list[str] | None = None) -> None:
                 case PrepareOptions():
                     print(run_prepare(options))
                     return
-    except Interrupted:
-        print("gradnorm-jax: stopped; start the same line again to go on", file=sys.stderr)
-        sys.exit(os.EX_TEMPFAIL)
-    except (ValueError, OSError, ImportError) as error:
-        sys.exit(f"gradnorm-jax: {error}")
+    except Interrupted as stop:
+        print(f"gradnorm-jax: {stop}", file=sys.stderr)
+        _end(os.EX_TEMPFAIL)
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        _end(f"gradnorm-jax: {_describe(error)}")
     if jax.process_index():
         return
     console.print(report.to_rich(evaluation))
     for remark in report.remarks(evaluation):
         console.print(remark, highlight=False)
     console.print(f"Results: {options.out}", highlight=False)
+
+
+def _describe(error: Exception) -> str:
+    if not isinstance(error, jax.errors.JaxRuntimeError):
+        return str(error)
+    # The runtime's errors go on for pages.
+    reason = str(error).partition("\n")[0]
+    if "RESOURCE_EXHAUSTED" in reason:
+        return f"the devices are out of memory; give a smaller --batch-size: {reason}"
+    return f"the devices or their runtime have failed: {reason}"
+
+
+def _end(status: int | str) -> NoReturn:
+    """Exits with a status, or with status 1 and a sentence."""
+    if not jax.distributed.is_initialized():
+        sys.exit(status)
+    if isinstance(status, str):
+        print(status, file=sys.stderr)
+        status = 1
+    leave(status)

@@ -31,8 +31,8 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
         "accuracy": evaluation.accuracy,
         "images": {name: len(table.ids) for name, table in evaluation.tables.items()},
         "excluded": {
-            **{name: _reasons(table.excluded) for name, table in evaluation.tables.items()},
-            FIT: _reasons(evaluation.fit_excluded),
+            **{name: _list(table.excluded) for name, table in evaluation.tables.items()},
+            FIT: _list(evaluation.fit_excluded),
         },
         "not_run": dict(evaluation.not_run),
         "metrics": {
@@ -46,5 +46,8 @@ def _figures(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-def _reasons(excluded: list[Excluded]) -> dict[str, str]:
-    return {each.id: each.reason for each in excluded}
+def _list(excluded: list[Excluded]) -> list[dict[str, Any]]:
+    """An entry for each file, with its position in the source if it has one."""
+    return [
+        {name: value for name, value in each._asdict().items() if value != -1} for each in excluded
+    ]

@@ -86,10 +86,10 @@ def evaluate_scores(
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, got {replicates}")
     ranking = rank(id_scores, ood_scores)
-    values = _figures(ranking)
+    values = (ranked.auroc(ranking), *_figures(ranking))
     if min(ranking.id.sum(), ranking.ood.sum()) == 1:
         return Metrics(*(Estimate(value, 0.0, 1.0) for value in values))
-    _, *resampled = _bootstrap(ranking, replicates, seed).T
+    resampled = _bootstrap(ranking, replicates, seed).T
     intervals = [
         _delong(ranking, confidence),
         *(_percentiles(*each, confidence) for each in zip(values[1:], resampled, strict=True)),
@@ -98,10 +98,9 @@ def evaluate_scores(
 
 
 def _figures(ranking: Ranking) -> tuple[float, ...]:
-    """The values in the order of the fields of `Metrics`."""
+    """The values in the order of the fields of `Metrics`, of which the first is left out."""
     swapped = swap(ranking)
     return (
-        ranked.auroc(ranking),
         ranked.average_precision(ranking),
         ranked.average_precision(swapped),
         ranked.fpr_at_tpr(ranking, 0.95),

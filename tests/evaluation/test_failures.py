@@ -63,14 +63,9 @@ def sentences(stderr):
     return [line for line in stderr.splitlines() if line.startswith("gradnorm-jax: ")]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("devices_per_copy", [1, 2])
-def test_all_end_if_one_is_killed_and_go_on_together(
-    environment, arguments, make_folder, tmp_path, devices_per_copy
-):
-    sets = ["--ood", f"far={make_folder(200, seed=7)}", "--devices-per-copy", devices_per_copy]
-    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
-    processes = start_all(environment, 2, *arguments, *sets, "--out", out)
+def kill_one(environment, out, *arguments):
+    """Kills the second of two processes amid a data set, and sees how the first ends."""
+    processes = start_all(environment, 2, *arguments, "--out", out)
     wait_for(out / "scores" / "ID.parquet")
     processes[1].send_signal(signal.SIGKILL)
     killed = time.monotonic()
@@ -83,10 +78,26 @@ def test_all_end_if_one_is_killed_and_go_on_together(
     ]
     assert "Traceback" not in stderr
     assert not (out / "metrics.json").exists()
+
+
+@pytest.mark.slow
+def test_all_end_if_one_is_killed_and_go_on_together(environment, arguments, make_folder, tmp_path):
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    arguments = [*arguments, "--ood", f"far={make_folder(200, seed=7)}"]
+    kill_one(environment, out, *arguments)
     for folder in (out, undisturbed):
-        ends = end(start_all(environment, 2, *arguments, *sets, "--out", folder))
+        ends = end(start_all(environment, 2, *arguments, "--out", folder))
         assert [status for _, _, status in ends] == [0, 0], ends
     assert read_files(out) == read_files(undisturbed)
+
+
+@pytest.mark.slow
+def test_all_end_if_one_is_killed_that_holds_a_part_of_the_parameters(
+    environment, arguments, tmp_path
+):
+    same = arguments[arguments.index("--id") + 1]
+    options = ["--ood", f"same={same}", "--devices-per-copy", 2]
+    kill_one(environment, tmp_path / "out", *arguments, *options)
 
 
 @pytest.mark.slow
