@@ -27,7 +27,7 @@ from gradnorm_jax.per_example.program import shape_of
 Norm = Callable[[jax.Array, jax.Array], jax.Array]
 """`(other operand, cotangent of the product) -> norm []` of one example."""
 
-_FEW_BYTES = 4 * 2**20
+_FEW_BYTES = 2 * 2**20
 """What a processor's cache holds beside everything else."""
 
 _MANY_BYTES = 256 * 2**20

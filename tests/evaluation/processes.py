@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-COMMAND = [sys.executable, "-c", "from gradnorm_jax.cli import main; main()"]
+MAIN = "from gradnorm_jax.cli import main; main()"
 
 
 def one_device(cache):
@@ -19,9 +19,9 @@ def one_device(cache):
     }
 
 
-def start(environment, *arguments, cwd=None):
+def start(environment, *arguments, cwd=None, code=MAIN):
     return subprocess.Popen(
-        [*COMMAND, *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         env=environment,
         cwd=cwd,
         stdout=subprocess.PIPE,
@@ -30,16 +30,15 @@ def start(environment, *arguments, cwd=None):
     )
 
 
-def start_all(environment, count, *arguments):
-    """Starts one program of several processes."""
-    where = ["--distributed", f"localhost:{free_port()}", count]
-    return [start(environment, *arguments, *where, i) for i in range(count)]
-
-
-def free_port():
+def start_all(environment, count, *arguments, places=None, code=MAIN):
+    """Starts one program of several processes, each in a folder of its own if these are given."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        return free.getsockname()[1]
+        where = ["--distributed", f"localhost:{free.getsockname()[1]}", count]
+    return [
+        start(environment, *arguments, *where, i, cwd=places and places[i], code=code)
+        for i in range(count)
+    ]
 
 
 def end(processes, timeout=120):
@@ -54,3 +53,10 @@ def wait_for(path, timeout=60):
     while not path.exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def read_files(folder):
+    """The contents of all files of a run by their names, but for its config, which names it."""
+    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    del found["config.json"]
+    return found

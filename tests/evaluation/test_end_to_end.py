@@ -6,7 +6,7 @@ import signal
 
 import pytest
 
-from tests.evaluation.processes import end, one_device, start, start_all, wait_for
+from tests.evaluation.processes import end, one_device, read_files, start, start_all, wait_for
 
 pytestmark = pytest.mark.slow
 SETS = {"id_val": 8, "ood_textures": 10, "ood_scenes": 10}
@@ -68,12 +68,6 @@ def table(folder):
     return [line for line in lines if line.startswith("|")]
 
 
-def files(folder):
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    del found["config.json"]  # names the folder
-    return found
-
-
 def test_eight_devices_give_the_same_table(environment, arguments, alone, tmp_path):
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
     succeed(start(environment | flags, *arguments, "--out", tmp_path / "out"))
@@ -94,4 +88,4 @@ def test_a_run_killed_twice_gives_the_same_files(environment, arguments, alone, 
         assert end([process])[0][-1] == -signal.SIGKILL
         assert not (out / "metrics.json").exists()
     succeed(start(environment, *arguments, "--out", out))
-    assert files(out) == files(alone)
+    assert read_files(out) == read_files(alone)

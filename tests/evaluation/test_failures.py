@@ -1,18 +1,18 @@
 """Real processes of one program, of which one fails or is killed."""
 
+import functools
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import pytest
 
 from gradnorm_jax import cli
-from tests.evaluation.processes import end, free_port, one_device, wait_for
+from tests.evaluation import processes
+from tests.evaluation.processes import end, one_device, read_files, wait_for
 
-COMMAND = """
+IMPATIENT = """
 from gradnorm_jax.evaluation import peers
 peers.PATIENCE_SECONDS = 8.0
 from gradnorm_jax.cli import main
@@ -38,24 +38,7 @@ def arguments(make_folder, weights):
     return ["evaluate", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
 
 
-def start_all(environment, count, *arguments):
-    where = ["--distributed", f"localhost:{free_port()}", count]
-    return [
-        subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *map(str, [*arguments, *where, i])],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for i in range(count)
-    ]
-
-
-def read_files(folder):
-    found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    del found["config.json"]
-    return found
+start_all = functools.partial(processes.start_all, code=IMPATIENT)
 
 
 def sentences(stderr):
@@ -124,15 +107,10 @@ def test_the_others_hear_at_once_of_one_that_fails(
 @pytest.mark.slow
 def test_off_a_cluster_the_processes_must_be_named(environment, arguments, tmp_path):
     command = [*arguments, "--out", tmp_path, "--ood", "far=nowhere", "--distributed", "auto"]
-    process = subprocess.run(
-        [sys.executable, "-c", COMMAND, *map(str, command)],
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert process.returncode == 1
-    assert "give the coordinator's HOST:PORT" in process.stderr
-    assert "--distributed HOST:PORT PROCESSES THIS_ONE" in process.stderr
+    ((stderr, _, status),) = end([processes.start(environment, *command)])
+    assert status == 1
+    assert "give the coordinator's HOST:PORT" in stderr
+    assert "--distributed HOST:PORT PROCESSES THIS_ONE" in stderr
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,7 @@
 """Runs on object storage, and in folders that several processes share."""
 
 import json
-import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -18,8 +16,8 @@ from gradnorm_jax.cli import main
 from gradnorm_jax.evaluation import folder as folders
 from gradnorm_jax.evaluation.folder import lock, open_folder
 from gradnorm_jax.evaluation.manifest import claim
+from tests.evaluation.processes import end, one_device, start, start_all
 
-COMMAND = [sys.executable, "-c", "from gradnorm_jax.cli import main; main()", "evaluate"]
 DETECTORS = ["--detectors", "msp", "mahalanobis", "gradnorm"]
 MANIFEST = {"options": {"model": "m"}}
 
@@ -152,45 +150,18 @@ def arguments(make_folder, weights):
         "cache": "float32",
     }
     sets = ["--ood", f"near={make_folder(19, seed=1)}", f"far={make_folder(3, seed=2)}"]
-    return [*(str(x) for k, v in options.items() for x in (f"--{k}", v)), *sets, *DETECTORS]
+    options = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
+    return ["evaluate", *options, *sets, *DETECTORS]
 
 
 @pytest.fixture(scope="module")
-def start(arguments, google, tmp_path_factory):
-    """Starts a process with one device, which shares what it compiles with others."""
-    environment = os.environ | {
-        "XLA_FLAGS": "",
-        "OPENBLAS_NUM_THREADS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(tmp_path_factory.mktemp("compiled")),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-
-    def start(out, *more, cwd=None):
-        command = [*COMMAND, *arguments, "--out", str(out), *map(str, more)]
-        return subprocess.Popen(command, env=environment, cwd=cwd, **pipes)
-
-    return start
+def environment(google, tmp_path_factory):
+    return one_device(tmp_path_factory.mktemp("compiled"))
 
 
-@pytest.fixture(scope="module")
-def run_two(start):
-    """Status and stderr of each of two processes of one run."""
-
-    def run_two(out, places=(None, None)):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            where = ["--distributed", f"localhost:{free.getsockname()[1]}", 2]
-        processes = [start(out, *where, i, cwd=place) for i, place in enumerate(places)]
-        return [end(process) for process in processes]
-
-    return run_two
-
-
-def end(process):
-    """Status and stderr."""
-    stderr = process.communicate(timeout=120)[1]
-    return process.returncode, stderr
+def end_well(process):
+    ((stderr, _, status),) = end([process])
+    assert status == 0, stderr
 
 
 def read_files(address):
@@ -203,26 +174,24 @@ def read_files(address):
 
 
 @pytest.mark.slow
-def test_a_run_in_a_bucket(start, arguments, tmp_path):
+def test_a_run_in_a_bucket(environment, arguments, tmp_path):
     local, out, other = tmp_path / "run-1", "gs://bucket/run-1", tmp_path / "other"
-    status, stderr = end(start(local))
-    assert status == 0, stderr
+    end_well(start(environment, *arguments, "--out", local))
 
-    killed = start(out)
+    killed = start(environment, *arguments, "--out", out)
     while not open_folder(out).names("scores/"):
-        assert killed.poll() is None, end(killed)
+        assert killed.poll() is None, end([killed])
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
-    assert end(killed)[0] == -signal.SIGKILL
+    assert end([killed])[0][-1] == -signal.SIGKILL
     assert open_folder(out).read("metrics.json") is None
-    status, stderr = end(start(out))
-    assert status == 0, stderr
+    end_well(start(environment, *arguments, "--out", out))
     files, config = read_files(local)
     assert "cache/fit/features/c/6/0" in files
     assert read_files(out) == (files, config)
 
     with pytest.raises(SystemExit, match=r"holds another run: options.temperature is 1.0 there"):
-        main(["evaluate", *arguments, "--out", out, "--temperature", "2"])
+        main([*arguments, "--out", out, "--temperature", "2"])
     main(["evaluate", "--from-cache", out, *DETECTORS, "--out", str(other)])
     figures = json.loads((other / "metrics.json").read_text())
     expected = json.loads(files["metrics.json"])
@@ -231,9 +200,9 @@ def test_a_run_in_a_bucket(start, arguments, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_a_bucket(run_two):
-    ends = run_two("gs://bucket/two")
-    assert [status for status, _ in ends] == [0, 0], ends
+def test_two_processes_share_a_bucket(environment, arguments):
+    for process in start_all(environment, 2, *arguments, "--out", "gs://bucket/two"):
+        end_well(process)
     folder = open_folder("gs://bucket/two")
     rows = "scores/near.parquet/00000-0000"
     assert folder.names("scores/near") == [f"{rows}0.parquet", f"{rows}1.parquet"]
@@ -241,22 +210,22 @@ def test_two_processes_share_a_bucket(run_two):
 
 
 @pytest.mark.slow
-def test_a_folder_that_processes_do_not_share(run_two, tmp_path):
+def test_a_folder_that_processes_do_not_share(environment, arguments, tmp_path):
     places = [tmp_path / "first", tmp_path / "second"]
     for place in places:
         place.mkdir()
-    first, second = run_two("run", places)
-    assert first[0] == second[0] == 1
-    assert "process 1 of 2 has failed" in first[1]
-    assert "process 1 does not find in run what process 0 has written" in second[1]
+    first, second = end(start_all(environment, 2, *arguments, "--out", "run", places=places))
+    assert first[2] == second[2] == 1
+    assert "process 1 of 2 has failed" in first[0]
+    assert "process 1 does not find in run what process 0 has written" in second[0]
     assert not list(places[1].iterdir())
 
 
 @pytest.mark.slow
-def test_a_folder_that_another_run_holds_is_refused_to_all(run_two, tmp_path):
+def test_a_folder_that_another_run_holds_is_refused_to_all(environment, arguments, tmp_path):
     with lock(open_folder(tmp_path / "run")):
-        first, second = run_two(tmp_path / "run")
-    assert first[0] == second[0] == 1
-    assert "another run is writing to" in first[1]
-    assert "process 0 of 2 has failed" in second[1]
+        first, second = end(start_all(environment, 2, *arguments, "--out", tmp_path / "run"))
+    assert first[2] == second[2] == 1
+    assert "another run is writing to" in first[0]
+    assert "process 0 of 2 has failed" in second[0]
     assert not list((tmp_path / "run").iterdir())
