@@ -7,7 +7,7 @@ in `gradnorm_jax.scores` and a row in `DETECTORS`.
 import ast
 import dataclasses
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -119,7 +119,7 @@ def gradnorm(
     ord: float = 1.0,
     include_bias: bool = False,
     autodiff: bool = False,
-    select: str | None = None,
+    select: str | Sequence[str] | None = None,
 ) -> Detector:
     """GradNorm of the last layer in closed form, or of any parameters.
 
@@ -128,8 +128,8 @@ def gradnorm(
         ord: order of the norm.
         include_bias: of the last layer, its bias too; not together with `select`.
         autodiff: by the definition, `scores.gradnorm_by_autodiff`, instead of `scores.gradnorm`.
-        select: parameters other than the last layer's kernel: a path pattern such as "block4", or
-            "all"; see `scores.gradnorm_of_parameters`.
+        select: parameters other than the last layer's kernel: a path pattern such as "block4" or
+            several, or "all"; see `scores.gradnorm_of_parameters`.
     """
     check_temperature(temperature)
     check_order(ord)
@@ -218,7 +218,10 @@ def _parse_call(spec: str) -> tuple[str, dict[str, Any]]:
             return name, {}
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords):
             return name, {str(k.arg): _parse_value(k.value, spec) for k in keywords}
-    raise ValueError(f"cannot read detector {spec!r}; write NAME or NAME(option=value, ...)")
+    raise ValueError(
+        f"cannot read detector {spec!r}; write NAME or NAME(option=value, ...), with "
+        "quotes around a value that is neither a word, a path nor a number"
+    )
 
 
 def _parse_value(node: ast.expr, spec: str) -> Any:

@@ -67,7 +67,8 @@ def per_example_grad_norms(
     Raises:
         ValueError: `select` matches nothing, `ord` or `microbatch_size` is out of range, or the
             leaves of the batch differ in B.
-        TypeError: `loss_fn` does not return real numbers of shape `[B]`.
+        TypeError: `loss_fn` does not return real numbers of shape `[B]`, or a selected parameter
+            holds integers.
 
     Warns:
         FallbackWarning: once for each program, naming the parameters that enter a loop
@@ -119,7 +120,12 @@ def per_example_reduce(
 
     Returns:
         `{path: pytree of arrays [B, ...]}`.
+
+    Raises:
+        TypeError: `reduce` is no function, or does not return an array `[b, ...]` for each b.
     """
+    if not callable(reduce):
+        raise TypeError(f"reduce must be a function (path, gradients), got {reduce!r}")
     return _run(loss_fn, params, batch, reduce, 1, select, microbatch_size, mesh)
 
 

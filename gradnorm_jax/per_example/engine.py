@@ -27,7 +27,6 @@ from gradnorm_jax.per_example.program import (
     batchable_rule,
     convolutions,
     evaluate,
-    shape_of,
     trace_loss,
 )
 from gradnorm_jax.per_example.selection import leaves_by_path
@@ -98,11 +97,22 @@ def reduced_gradients(
 
         def of_microbatch(batch: Any) -> dict[str, Any]:
             gradients = _map_examples(gradient_of, batch, placement)
-            return {path: reduce(path, gradient) for path, gradient in gradients.items()}
+            return {path: _reduced(reduce, path, each) for path, each in gradients.items()}
 
         return _by_microbatches(of_microbatch, batch, microbatch_size)
 
     return spread(of_share, placement)((loss_fn, params, reduce), batch)
+
+
+def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.Array) -> Any:
+    results = reduce(path, gradients)
+    for leaf in jax.tree.leaves(results):
+        if jnp.shape(leaf)[:1] != gradients.shape[:1]:
+            raise TypeError(
+                f"reduce must return arrays [b, ...], a row for each example; of the gradients "
+                f"{list(gradients.shape)} of {path} it returned {jax.typeof(leaf)}"
+            )
+    return results
 
 
 def _norm_of_order(ord: float) -> Callable[[str, jax.Array], jax.Array]:
@@ -161,7 +171,7 @@ def _make_kernel(loss: Loss, path: str, entry: Entry, leaf: jax.Array) -> jax.Ar
 
 def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
     probes = {
-        place.path: widen(jnp.zeros((), shape_of(result).dtype)) for result, place in places.items()
+        place.path: widen(jnp.zeros((), loss.leaves[place.path].dtype)) for place in places.values()
     }
     unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
 
@@ -169,7 +179,7 @@ def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> Gradi
         leaves, probes = variables
 
         def rule_for(equation: core.JaxprEqn) -> Rule | None:
-            place = places.get(equation.outvars[0])
+            place = places.get(equation.outvars[0]) if equation.outvars else None
             if place is None:
                 return batchable_rule(equation)
             return functools.partial(place.rule, probe=probes[place.path])

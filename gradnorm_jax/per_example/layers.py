@@ -35,8 +35,11 @@ _MANY_BYTES = 256 * 2**20
 
 
 def is_product(entry: Entry) -> bool:
-    """Whether the parameter enters through a product that this module knows."""
+    """Whether the parameter enters through a product of real numbers that this module knows."""
     params = entry.equation.params
+    variables = [*entry.equation.invars, *entry.equation.outvars]
+    if not all(jnp.issubdtype(shape_of(v).dtype, jnp.floating) for v in variables):
+        return False
     match entry.equation.primitive.name:
         case "dot_general":
             return not params["dimension_numbers"][1][entry.position]
@@ -63,11 +66,13 @@ def measured(entry: Entry, norm: Norm) -> Callable[..., jax.Array]:
         return _multiply(entry, (lhs, rhs))
 
     def forward(lhs: jax.Array, rhs: jax.Array, probe: jax.Array) -> tuple[jax.Array, Any]:
-        return product(lhs, rhs, probe), (lhs, rhs)
+        # The plain product: by `product`, a second derivative would leave out the kernel's part.
+        return _multiply(entry, (lhs, rhs)), (lhs, rhs, probe)
 
-    def backward(operands: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+    def backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        *operands, probe = saved
         # The norm comes first: then what it needs is not kept until the end of the program.
-        measurement = norm(operands[other_at], cotangent)
+        measurement = norm(operands[other_at], cotangent).astype(probe.dtype)
         cotangent, measurement = lax.optimization_barrier((cotangent, measurement))
         of_operands = [jnp.zeros_like(operand) for operand in operands]
         of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)
@@ -143,8 +148,14 @@ def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:
         return (entrywise_norm(x, ord=ord) * entrywise_norm(g, ord=ord))[0]
     x, x_scale = _scaled(x)
     g, g_scale = _scaled(g)
+    # Rows that have much in common make large Gram matrices of which little is left in the end.
+    # Without their mean m, X^T G is that of what remains, and m s^T, s being the sum of G's rows.
+    common, summed = x.mean(axis=0), g.sum(axis=0)
+    x = x - common[None]
     gram = _dot(x, x.T) * _dot(g, g.T)
-    return jnp.sqrt(jnp.maximum(gram.sum(), 0)) * x_scale * g_scale
+    mixed = _dot(x, common) * _dot(g, summed)
+    square = gram.sum() + 2 * mixed.sum() + _dot(common, common) * _dot(summed, summed)
+    return jnp.sqrt(jnp.maximum(square, 0)) * x_scale * g_scale
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -5,6 +5,7 @@ from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from gradnorm_jax.per_example.convolution import convolve
@@ -29,10 +30,11 @@ def trace_loss(loss_fn: Callable[..., jax.Array], params: Params, example: Any) 
 
     def loss(loss_fn: Callable[..., jax.Array], params: Params, example: Any) -> jax.Array:
         losses = loss_fn(params, jax.tree.map(lambda x: x[None], example))
-        if losses.shape != (1,) or not jnp.issubdtype(losses.dtype, jnp.floating):
+        shape, dtype = getattr(losses, "shape", None), getattr(losses, "dtype", np.dtype(object))
+        if shape != (1,) or not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                "loss_fn(params, batch) must return real losses of shape [B]; for a batch of one "
-                f"example it returned {jax.typeof(losses)}"
+                "loss_fn(params, batch) must return real losses of shape [B], nothing beside them; "
+                f"for a batch of one example it returned {jax.tree.map(jax.typeof, losses)}"
             )
         return losses[0]
 
@@ -63,7 +65,8 @@ def evaluate(
     def read(atom: Any) -> Any:
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
-    for equation in _needed(jaxpr, wanted):
+    # A part of the program is computed beside the whole, which does what more there is to do.
+    for equation in _needed(jaxpr, wanted, effects=results is None):
         rule = rule_for(equation) or _own_rule(equation)
         outputs = rule(*map(read, equation.invars))
         if not equation.primitive.multiple_results:
@@ -132,12 +135,12 @@ def _has_convolution(program: Program) -> bool:
     return bool(convolutions(program))
 
 
-def _needed(jaxpr: core.Jaxpr, results: Sequence[Any]) -> list[core.JaxprEqn]:
+def _needed(jaxpr: core.Jaxpr, results: Sequence[Any], *, effects: bool) -> list[core.JaxprEqn]:
     """The equations that the results depend on, or that do more than compute, in order."""
     wanted = {atom for atom in results if isinstance(atom, core.Var)}
     kept = []
     for equation in reversed(jaxpr.eqns):
-        if equation.effects or not wanted.isdisjoint(equation.outvars):
+        if (effects and equation.effects) or not wanted.isdisjoint(equation.outvars):
             kept.append(equation)
             wanted.update(atom for atom in equation.invars if isinstance(atom, core.Var))
     return kept[::-1]

@@ -4,6 +4,7 @@ import fnmatch
 from collections.abc import Callable, Sequence
 
 import jax
+import jax.numpy as jnp
 
 from gradnorm_jax.types import Params
 
@@ -16,7 +17,13 @@ _LISTED = 12
 def leaves_by_path(params: Params) -> dict[str, jax.Array]:
     """The leaves of a tree by their path, the keys on the way joined by '/'."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    named = {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    if len(named) < len(leaves):
+        raise ValueError(
+            "two parameters have the same path when their keys are joined by '/': "
+            f"{_listing(tuple(named))}; rename the key with a '/' in it"
+        )
+    return named
 
 
 def selected_paths(params: Params, select: Select = None) -> tuple[str, ...]:
@@ -29,9 +36,24 @@ def selected_paths(params: Params, select: Select = None) -> tuple[str, ...]:
             matches a subtree selects all its leaves.
 
     Raises:
-        ValueError: a pattern, or the predicate, matches nothing.
+        ValueError: a pattern, or the predicate, matches nothing, or there are no parameters.
+        TypeError: a selected leaf holds no real or complex numbers.
     """
-    paths = tuple(leaves_by_path(params))
+    leaves = leaves_by_path(params)
+    if not leaves:
+        raise ValueError("params has no leaves; give the parameters that loss_fn takes")
+    selected = _choose(tuple(leaves), select)
+    for path in selected:
+        dtype = jnp.result_type(leaves[path])
+        if not jnp.issubdtype(dtype, jnp.inexact):
+            raise TypeError(
+                f"the parameter {path} has no gradient, as {dtype} is no type of real numbers; "
+                "leave it out (select)"
+            )
+    return selected
+
+
+def _choose(paths: tuple[str, ...], select: Select) -> tuple[str, ...]:
     if select is None:
         return paths
     if callable(select):

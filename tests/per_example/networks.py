@@ -245,6 +245,20 @@ def odd_convolutions(dtype):
     return Network(loss_fn, params, images(dtype, 7))
 
 
+def few_rows(dtype):
+    """A wide layer on four tokens, and one on four positions."""
+
+    def loss_fn(params, batch):
+        hidden = jnp.tanh(batch.reshape(-1, 4, 48) @ params["dense"]).reshape(-1, 2, 2, 40)
+        hidden = lax.conv_general_dilated(
+            hidden, params["conv"], (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+        return kl_to_uniform(jnp.tanh(hidden).sum(axis=(1, 2))[:, :CLASSES])
+
+    params = draw_shapes({"conv": (2, 2, 40, 30), "dense": (48, 40)}, dtype)
+    return Network(loss_fn, params, images(dtype, 8))
+
+
 ALL = (
     bit,
     mobilenet,

@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.per_example import (
     FallbackWarning,
     combine_norms,
+    layers,
     per_example_grad_norms,
     per_example_grads,
 )
@@ -46,7 +48,9 @@ def test_float64(build, x64):
     assert_close(per_example_grad_norms(*network), reference.norms(gradients, 1), 1e-10)
 
 
-@pytest.mark.parametrize("build", [networks.bit, networks.odd_convolutions, networks.vit])
+@pytest.mark.parametrize(
+    "build", [pytest.param(b, marks=[pytest.mark.slow] * (b in SLOW[1:])) for b in networks.ALL]
+)
 def test_float32(build):
     network = build(jnp.float32)
     with jax.enable_x64(True):
@@ -68,6 +72,61 @@ def test_every_order(build, order, x64):
     whole = np.concatenate([g.reshape(len(g), -1) for g in gradients.values()], axis=1)
     expected = reference.norms({"": whole}, order)[""]
     np.testing.assert_allclose(combine_norms(norms, ord=order), expected, rtol=1e-10)
+
+
+@pytest.mark.parametrize("examples", [1, 2, 3])
+def test_gradients_of_a_few_examples_at_a_time(examples, x64, monkeypatch):
+    monkeypatch.setattr(layers, "_examples_at_once", lambda entry: examples)
+    network = networks.odd_convolutions(jnp.float64)
+    assert len(network.batch) % 2
+    norms = per_example_grad_norms(*network)
+    assert_close(norms, reference.norms(reference.gradients(network), 1), 1e-10)
+
+
+def test_2_norms_from_gram_matrices(x64, monkeypatch):
+    rows, product_norm = [], layers.product_norm
+
+    def spy(x, g, *, ord):
+        rows.append(len(x))
+        return product_norm(x, g, ord=ord)
+
+    monkeypatch.setattr(layers, "product_norm", spy)
+    network = networks.few_rows(jnp.float64)
+    norms = per_example_grad_norms(*network, ord=2)
+    assert rows == [4, 4]
+    assert_close(norms, reference.norms(reference.gradients(network), 2), 1e-10)
+
+
+@pytest.mark.parametrize("common", [0.0, 100.0, 1e4])
+def test_gram_matrices_of_rows_that_are_alike(common):
+    """Where the cotangents add up to nothing, little is left of what the rows have in common."""
+    x, g = (np.random.default_rng(i).normal(size=(49, 256)) for i in range(2))
+    g = np.asarray(g - g.mean(axis=0), np.float32)
+    x = np.asarray(x + common, np.float32)
+    expected = np.linalg.norm(np.float64(x).T @ np.float64(g))
+    np.testing.assert_allclose(layers.product_norm(x, g, ord=2), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("build", [networks.vit, networks.few_rows])
+@pytest.mark.parametrize("order", [1.5, 2])
+def test_norms_have_derivatives(build, order, x64):
+    network = build(jnp.float64)
+
+    def expected(params, batch):
+        def loss(params, example):
+            return network.loss_fn(params, jax.tree.map(lambda x: x[None], example))[0]
+
+        gradients = leaves_by_path(jax.vmap(jax.grad(loss), (None, 0))(params, batch))
+        return sum(entrywise_norm(g, ord=order).sum() for g in gradients.values())
+
+    def actual(params, batch):
+        norms = per_example_grad_norms(network.loss_fn, params, batch, ord=order)
+        return sum(norm.sum() for norm in norms.values())
+
+    found, wanted = (
+        jax.grad(f, argnums=(0, 1))(network.params, network.batch) for f in (actual, expected)
+    )
+    assert_close(leaves_by_path(found), leaves_by_path(wanted), 1e-8)
 
 
 def test_bfloat16_activations():

@@ -218,3 +218,73 @@ def test_batches_of_unequal_leaves_are_refused(network):
             network.params,
             {"x": network.batch, "y": jnp.ones(3)},
         )
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_a_loss_that_prints(rows, capfd):
+    def loss(params, batch):
+        jax.debug.print("{}", batch.sum() + params["kernel"].sum())
+        return jnp.sin(batch @ params["kernel"]).sum(axis=(1, 2))
+
+    params, batch = {"kernel": jnp.ones((2, 3))}, jnp.ones((4, rows, 2))
+    norms = per_example_grad_norms(loss, params, batch)
+    jax.effects_barrier()
+    expected = entrywise_norm(per_example_grads(loss, params, batch)["kernel"])
+    np.testing.assert_allclose(norms["kernel"], expected, rtol=1e-6)
+    assert f"{2.0 * rows + 6}" in capfd.readouterr().out
+
+
+def test_complex_data_with_a_real_kernel(x64):
+    def loss(params, batch):
+        return jnp.abs(batch @ params["kernel"]).sum(axis=(1, 2))
+
+    batch = jax.random.normal(jax.random.key(0), (4, 1, 3), jnp.complex128)
+    network = networks.Network(loss, {"kernel": jnp.eye(3) + 0.5}, batch)
+    for order in (1, 2):
+        expected = reference.norms(reference.gradients(network), order)["kernel"]
+        actual = per_example_grad_norms(*network, ord=order)["kernel"]
+        np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+def test_integer_data():
+    def loss(params, batch):
+        product = jax.lax.dot_general(
+            batch, params["kernel"], (((1,), (0,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return product.sum(axis=1)
+
+    batch = jnp.asarray([[1, -2], [3, 4]], jnp.int8)
+    norms = per_example_grad_norms(loss, {"kernel": jnp.ones((2, 3))}, batch)
+    np.testing.assert_array_equal(norms["kernel"], [9.0, 21.0])
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_norms_have_the_type_of_their_parameter(rows, x64):
+    def loss(params, batch):
+        kernel = params["kernel"].astype(jnp.float32)
+        return jnp.sin(batch.astype(jnp.float32) @ kernel).sum(axis=(1, 2))
+
+    for dtype, expected in ((jnp.float64, jnp.float64), (jnp.bfloat16, jnp.float32)):
+        params, batch = {"kernel": jnp.ones((2, 3), dtype)}, jnp.ones((4, rows, 2), jnp.float64)
+        assert per_example_grad_norms(loss, params, batch)["kernel"].dtype == expected
+
+
+@pytest.mark.parametrize("microbatch_size", [None, 2])
+@pytest.mark.parametrize("reduce", [lambda path, g: g.sum(), lambda path, g: g.sum(0)])
+def test_a_reduction_must_keep_the_examples(network, reduce, microbatch_size):
+    with pytest.raises(TypeError, match=r"a row for each example; of the gradients .* it returned"):
+        per_example_reduce(*network, reduce=reduce, microbatch_size=microbatch_size)
+
+
+def test_what_cannot_be_differentiated_is_named(network):
+    loss, params, batch = network
+    with pytest.raises(TypeError, match="reduce must be a function"):
+        per_example_reduce(*network, reduce=None)
+    with pytest.raises(TypeError, match=r"must return real losses of shape \[B\], nothing beside"):
+        per_example_grad_norms(lambda p, x: (loss(p, x), x), params, batch)
+    with pytest.raises(TypeError, match="the parameter step has no gradient, as int32 is no type"):
+        per_example_grad_norms(loss, params | {"step": 3}, batch)
+    with pytest.raises(ValueError, match=r"same path .* body/first"):
+        per_example_grad_norms(loss, params | {"body/first": 1.0}, batch)
+    with pytest.raises(ValueError, match="params has no leaves"):
+        per_example_grad_norms(lambda p, x: x.sum(1), {}, batch)
