@@ -143,5 +143,5 @@ def plot_histograms(evaluation: Evaluation, file: IO[bytes]) -> None:
             axis.set_title(f"{detector}, AUROC {100 * auroc:.2f} %", fontsize="medium")
             axis.set_yticks([])
             axis.locator_params(axis="x", nbins=4)
-            axis.legend(fontsize="small")
+            axis.legend(loc="upper left", fontsize="small")
     figure.savefig(file, format="png", dpi=120)
