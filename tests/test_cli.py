@@ -8,6 +8,7 @@ from PIL import Image
 
 from gradnorm_jax import cli
 from gradnorm_jax.models import init_model, save_weights
+from tests.evaluation.processes import evaluate_command
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def arguments(root, **changes):
         "detectors": "gradnorm",
         **changes,
     }
-    return ["evaluate", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
+    return evaluate_command(options)
 
 
 def test_evaluate_prints_the_table(inputs, tmp_path, capsys):

@@ -21,7 +21,7 @@ import tensorstore as ts
 
 from gradnorm_jax.data.split import Split
 from gradnorm_jax.evaluation.folder import Folder, reading, to_json, writing
-from gradnorm_jax.evaluation.scoring import Chunk, Feed, score_outputs
+from gradnorm_jax.evaluation.scoring import Chunk, Feed, one_ahead, score_outputs
 from gradnorm_jax.evaluation.table import ScoreTable
 from gradnorm_jax.sharding import local_rows
 from gradnorm_jax.types import Head, Model, Outputs, Params, head_parameters
@@ -173,16 +173,15 @@ def cached_feed(
     def chunks(split: Split, start: int) -> Iterator[Chunk]:
         with reading(place, remedy):
             arrays = [_open(folder, name, kind) for kind in Outputs._fields]
-            under_way: Any = None
-            for step in range(start, split.num_steps(length)):
-                first = min(split.first(step), length)
-                last = min(first + split.rows, length)
-                following = first, [array[first:last].read() for array in arrays]
-                if under_way:
-                    yield _to_chunk(table, split.rows, *under_way)
-                under_way = following
-            if under_way:
-                yield _to_chunk(table, split.rows, *under_way)
+            firsts = (
+                min(split.first(step), length) for step in range(start, split.num_steps(length))
+            )
+            started = (
+                (first, [array[first : min(first + split.rows, length)].read() for array in arrays])
+                for first in firsts
+            )
+            for first, reads in one_ahead(started):
+                yield _to_chunk(table, split.rows, first, reads)
 
     return Feed(name, length, ignored, chunks, score_outputs)
 

@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -214,15 +215,18 @@ def run_steps(
         ValueError: a score is not finite.
     """
     score = functools.partial(feed.score, model, states, detectors=detectors, mesh=mesh)
-    pending: tuple[Chunk, Scored] | None = None
     remaining = split.num_steps(feed.length) - start
-    for chunk in track(feed.chunks(split, start), feed.name, remaining):
-        following = chunk._replace(data=None), score(put_batch(mesh, chunk.data))
-        if pending:
-            yield _to_step(feed, *pending)
-        pending = following
-    if pending:
-        yield _to_step(feed, *pending)
+    started = (
+        (chunk._replace(data=None), score(put_batch(mesh, chunk.data)))
+        for chunk in track(feed.chunks(split, start), feed.name, remaining)
+    )
+    for chunk, scored in one_ahead(started):
+        yield _to_step(feed, chunk, scored)
+
+
+def one_ahead(started: Iterable[Item]) -> Iterator[Item]:
+    """What has been started, each when the next has been started too."""
+    return map(operator.itemgetter(0), itertools.pairwise(itertools.chain(started, [None])))
 
 
 def _to_step(feed: Feed, chunk: Chunk, scored: Scored) -> Step:

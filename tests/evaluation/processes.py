@@ -48,6 +48,17 @@ def end(processes, timeout=120):
     ]
 
 
+def succeed(*processes):
+    """Waits for processes that are to end well."""
+    for stderr, _, status in end(processes, timeout=300):
+        assert status == 0, stderr
+
+
+def evaluate_command(options):
+    """The arguments for options by name."""
+    return ["evaluate", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
+
+
 def wait_for(path, timeout=60):
     deadline = time.monotonic() + timeout
     while not path.exists():

@@ -6,7 +6,15 @@ import signal
 
 import pytest
 
-from tests.evaluation.processes import end, one_device, read_files, start, start_all, wait_for
+from tests.evaluation.processes import (
+    end,
+    one_device,
+    read_files,
+    start,
+    start_all,
+    succeed,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 SETS = {"id_val": 8, "ood_textures": 10, "ood_scenes": 10}
@@ -56,11 +64,6 @@ def alone(environment, arguments, tmp_path_factory):
     succeed(start(environment, *arguments, "--out", out))
     assert json.loads((out / "metrics.json").read_text())["accuracy"] > 0.7
     return out
-
-
-def succeed(*processes):
-    for stderr, _, status in end(processes, timeout=300):
-        assert status == 0, stderr
 
 
 def table(folder):

@@ -10,7 +10,7 @@ import pytest
 
 from gradnorm_jax import cli
 from tests.evaluation import processes
-from tests.evaluation.processes import end, one_device, read_files, wait_for
+from tests.evaluation.processes import end, evaluate_command, one_device, read_files, wait_for
 
 IMPATIENT = """
 from gradnorm_jax.evaluation import peers
@@ -35,7 +35,7 @@ def arguments(make_folder, weights):
         "batch-size": 4,
         "cache": "float32",
     }
-    return ["evaluate", *(str(x) for k, v in options.items() for x in (f"--{k}", v))]
+    return evaluate_command(options)
 
 
 start_all = functools.partial(processes.start_all, code=IMPATIENT)

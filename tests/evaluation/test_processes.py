@@ -10,7 +10,15 @@ import numpy as np
 import pyarrow.parquet
 import pytest
 
-from tests.evaluation.processes import end, one_device, read_files, start, start_all, wait_for
+from tests.evaluation.processes import (
+    end,
+    evaluate_command,
+    one_device,
+    read_files,
+    start,
+    start_all,
+    wait_for,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -35,8 +43,7 @@ def inputs(make_folder, weights):
     }
     sets = ["--ood", f"near={near}", f"far={make_folder(3, seed=2)}"]
     detectors = ["--detectors", "msp", "mahalanobis", "gradnorm"]
-    options = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
-    return ["evaluate", *options, *sets, *detectors]
+    return [*evaluate_command(options), *sets, *detectors]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,14 @@ from gradnorm_jax.cli import main
 from gradnorm_jax.evaluation import folder as folders
 from gradnorm_jax.evaluation.folder import lock, open_folder
 from gradnorm_jax.evaluation.manifest import claim
-from tests.evaluation.processes import end, one_device, start, start_all
+from tests.evaluation.processes import (
+    end,
+    evaluate_command,
+    one_device,
+    start,
+    start_all,
+    succeed,
+)
 
 DETECTORS = ["--detectors", "msp", "mahalanobis", "gradnorm"]
 MANIFEST = {"options": {"model": "m"}}
@@ -150,18 +157,12 @@ def arguments(make_folder, weights):
         "cache": "float32",
     }
     sets = ["--ood", f"near={make_folder(19, seed=1)}", f"far={make_folder(3, seed=2)}"]
-    options = [str(x) for k, v in options.items() for x in (f"--{k}", v)]
-    return ["evaluate", *options, *sets, *DETECTORS]
+    return [*evaluate_command(options), *sets, *DETECTORS]
 
 
 @pytest.fixture(scope="module")
 def environment(google, tmp_path_factory):
     return one_device(tmp_path_factory.mktemp("compiled"))
-
-
-def end_well(process):
-    ((stderr, _, status),) = end([process])
-    assert status == 0, stderr
 
 
 def read_files(address):
@@ -176,7 +177,7 @@ def read_files(address):
 @pytest.mark.slow
 def test_a_run_in_a_bucket(environment, arguments, tmp_path):
     local, out, other = tmp_path / "run-1", "gs://bucket/run-1", tmp_path / "other"
-    end_well(start(environment, *arguments, "--out", local))
+    succeed(start(environment, *arguments, "--out", local))
 
     killed = start(environment, *arguments, "--out", out)
     while not open_folder(out).names("scores/"):
@@ -185,7 +186,7 @@ def test_a_run_in_a_bucket(environment, arguments, tmp_path):
     killed.send_signal(signal.SIGKILL)
     assert end([killed])[0][-1] == -signal.SIGKILL
     assert open_folder(out).read("metrics.json") is None
-    end_well(start(environment, *arguments, "--out", out))
+    succeed(start(environment, *arguments, "--out", out))
     files, config = read_files(local)
     assert "cache/fit/features/c/6/0" in files
     assert read_files(out) == (files, config)
@@ -201,8 +202,7 @@ def test_a_run_in_a_bucket(environment, arguments, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_a_bucket(environment, arguments):
-    for process in start_all(environment, 2, *arguments, "--out", "gs://bucket/two"):
-        end_well(process)
+    succeed(*start_all(environment, 2, *arguments, "--out", "gs://bucket/two"))
     folder = open_folder("gs://bucket/two")
     rows = "scores/near.parquet/00000-0000"
     assert folder.names("scores/near") == [f"{rows}0.parquet", f"{rows}1.parquet"]
