@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from gradnorm_jax import scores
-from gradnorm_jax.losses import check_temperature
-from gradnorm_jax.norms import check_order
+from gradnorm_jax.numerics import check_order, check_temperature
 from gradnorm_jax.types import Model, Outputs
 
 

@@ -8,7 +8,8 @@ import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+
+from gradnorm_jax.numerics import check_temperature, to_float32_at_least
 
 
 def kl_to_uniform(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -76,23 +77,10 @@ def softmax_minus_uniform(logits: jax.Array, *, temperature: float = 1.0) -> jax
     return jnp.expm1(_log_ratio(scaled)) / scaled.shape[-1]
 
 
-def widen(x: jax.Array) -> jax.Array:
-    """`x` in float32, or in its own type if that is wider."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
-
-
-def check_temperature(temperature: float | jax.Array) -> None:
-    """Raises ValueError unless `temperature` is positive and finite; a traced one passes."""
-    if isinstance(temperature, jax.core.Tracer):
-        return
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-
-
 def _scale(logits: jax.Array, temperature: float) -> jax.Array:
     # The largest goes to zero before the division, so that no exponential overflows.
     check_temperature(temperature)
-    logits = widen(logits)
+    logits = to_float32_at_least(logits)
     return (logits - jax.lax.stop_gradient(logits.max(axis=-1, keepdims=True))) / temperature
 
 

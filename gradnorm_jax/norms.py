@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from gradnorm_jax.losses import widen
+from gradnorm_jax.numerics import check_order, to_float32_at_least
 
 
 def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
@@ -29,7 +29,7 @@ def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
         ValueError: the order is below 0.5 or not a number.
     """
     check_order(ord)
-    size = jnp.abs(widen(x))
+    size = jnp.abs(to_float32_at_least(x))
     axes = tuple(range(1, size.ndim))
     if ord == 1:
         return size.sum(axis=axes)
@@ -58,12 +58,6 @@ def combine_norms(norms: Mapping[str, jax.Array], *, ord: float = 1) -> jax.Arra
     if not norms:
         raise ValueError("norms is empty; give the norm of at least one part")
     return entrywise_norm(jnp.stack(list(norms.values()), axis=1), ord=ord)
-
-
-def check_order(ord: float) -> None:
-    """Raises ValueError unless `ord` is a number >= 0.5 or infinity."""
-    if not ord >= 0.5:
-        raise ValueError(f"ord must be at least 0.5 or infinity, got {ord}")
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:

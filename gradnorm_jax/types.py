@@ -1,22 +1,18 @@
-"""The three records that everything is built on: `Outputs`, `Head`, `Model`."""
+"""The records that everything is built on: `Outputs`, `Head`, `Variables`, `Model`."""
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 
-Params = Any
-"""A pytree of arrays."""
-
-Path = tuple[str | int, ...]
-"""Keys that lead from the root of a parameter tree to one leaf or subtree."""
+from gradnorm_jax.tree import Params, Path, get_leaf
 
 
 class Outputs(NamedTuple):
     """What one forward pass of a classifier yields.
 
     Attributes:
-        features: `[B, D]`, the input of the last layer.
+        features: `[B, D]`, the input of the last layer; None where the classifier has none.
         logits: `[B, C]`, its output: `features @ kernel + bias`.
     """
 
@@ -24,76 +20,125 @@ class Outputs(NamedTuple):
     logits: jax.Array
 
 
+Step = tuple[Literal["transpose", "reshape"], tuple[int, ...]]
+"""What a leaf goes through on its way to a kernel: an order of its axes, or another shape."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Head:
     """Where in `Model.params` the last layer lies.
 
     Attributes:
-        kernel: path of the kernel, a leaf of shape `[D, C]` or `[1, 1, D, C]`.
-        bias: path of the bias, a leaf of shape `[C]`; None if the layer has none.
+        kernel: path of the kernel, a leaf of shape `[..., D, C]`, unless `steps` say otherwise.
+        bias: path of the bias, a leaf with C entries; None if the layer has none.
+        steps: what makes a kernel `[D, C]` of the leaf: a tied embedding `[C, D]` is transposed.
+        low_rank: paths of A `[D, r]` and B `[r, C]` where the layer multiplies by kernel + A B, as
+            LoRA does.
     """
 
     kernel: Path
     bias: Path | None = None
+    steps: tuple[Step, ...] = ()
+    low_rank: tuple[Path, Path] | None = None
+
+
+class Variables(NamedTuple):
+    """The arrays of a classifier.
+
+    Attributes:
+        params: pytree of parameters, all that gradients may be taken with respect to.
+        state: pytree of the other arrays that training changes: batch statistics, say.
+    """
+
+    params: Params
+    state: Any = ()
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A classifier as a pure function, its parameters, and where its last layer is.
+    """A classifier as a pure function, its arrays, and where its last layer is.
 
-    A `Model` is a pytree: its leaves are the arrays of `apply` and `params`, so it passes through
-    `jax.jit` as an ordinary argument and never causes a retrace by being rebuilt.
+    A `Model` is a pytree: its leaves are the arrays of `function` and `variables`, so it passes
+    through `jax.jit` as an ordinary argument and never causes a retrace by being rebuilt.
 
     Attributes:
-        apply: pure function `(params, images) -> Outputs`. Arrays that are not parameters (batch
-            statistics, say) ride in the `Partial`.
-        params: the pytree of parameters, all that gradients may be taken with respect to.
-        head: where the last layer's kernel and bias are in `params`.
+        function: pure, `(variables, images) -> Outputs`.
+        variables: its parameters and its other arrays.
+        head: where the last layer's kernel and bias are in `params`; None where there is no linear
+            last layer, and so no features.
     """
 
-    apply: jax.tree_util.Partial
-    params: Params
-    head: Head = dataclasses.field(metadata={"static": True})
+    function: jax.tree_util.Partial
+    variables: Variables
+    head: Head | None = dataclasses.field(metadata={"static": True})
+
+    @property
+    def params(self) -> Params:
+        """The pytree of parameters."""
+        return self.variables.params
+
+    @property
+    def state(self) -> Any:
+        """The pytree of arrays that are no parameters, such as batch statistics."""
+        return self.variables.state
 
     def __call__(self, images: jax.Array) -> Outputs:
-        """Features `[B, D]` and logits `[B, C]` of `images` `[B, ...]`."""
-        outputs: Outputs = self.apply(self.params, images)
+        """Features `[B, D]` and logits `[B, C]` of `images` `[B, ...]`; compiled."""
+        return _call(self, images)
+
+    def apply(self, params: Params, images: jax.Array) -> Outputs:
+        """The outputs that the model would have with other parameters, to be differentiated."""
+        outputs: Outputs = self.function(self.variables._replace(params=params), images)
         return outputs
 
+    def replace(self, *, params: Params, state: Any = None) -> "Model":
+        """The same classifier with other arrays, after a step of training, say.
 
-def get_path(tree: Params, path: Path) -> Any:
-    """The leaf or subtree of nested mappings `tree` at `path`; KeyError if there is none."""
-    for key in path:
-        tree = tree[key]
-    return tree
+        Args:
+            params: a pytree like `self.params`.
+            state: a pytree like `self.state`. Parameters and batch statistics belong together, so
+                a model that has both must be given both; give `model.state` to keep it.
+
+        Raises:
+            ValueError: the model has other arrays than parameters and `state` is not given, or a
+                tree has another structure than the one whose place it takes.
+        """
+        if state is None:
+            if jax.tree.leaves((self.state, self.function)):
+                raise ValueError(
+                    "this model has other arrays than its parameters (batch statistics, say), and "
+                    "training moves both: give state= as well, or state=model.state to keep it"
+                )
+            state = self.state
+        new = Variables(params, state)
+        before, after = map(jax.tree.structure, (self.variables, new))
+        if before != after:
+            raise ValueError(
+                f"the new arrays must have the structure of the model's, {before}, got {after}"
+            )
+        return Model(self.function, new, self.head)
 
 
-def leaf_path(entries: tuple[Any, ...]) -> Path:
-    """The path of a leaf, from the entries that `jax.tree_util` gives with it.
-
-    Raises:
-        ValueError: there are containers on the way other than mappings and sequences.
-    """
-    return tuple(_key(entry) for entry in entries)
-
-
-def _key(entry: Any) -> str | int:
-    match entry:
-        case jax.tree_util.DictKey(key=key) | jax.tree_util.SequenceKey(idx=key):
-            return key
-    raise ValueError(f"params must be nested mappings and sequences, got a node with {entry!r}")
-
-
-def replace_path(tree: Params, path: Path, value: Any) -> Params:
-    """A tree like `tree` with `value` in place of the leaf at `path`."""
-    return jax.tree_util.tree_map_with_path(
-        lambda entries, leaf: value if leaf_path(entries) == path else leaf, tree
-    )
+@jax.jit
+def _call(model: Model, images: jax.Array) -> Outputs:
+    return model.apply(model.params, images)
 
 
 def head_parameters(model: Model) -> tuple[jax.Array, jax.Array | None]:
-    """The last layer's kernel as `[D, C]`, a 1x1 convolution's flattened, and its bias `[C]`."""
-    kernel = get_path(model.params, model.head.kernel)
-    bias = None if model.head.bias is None else get_path(model.params, model.head.bias)
-    return kernel.reshape(kernel.shape[-2:]), bias
+    """The last layer's kernel as `[D, C]` and its bias `[C]`.
+
+    Raises:
+        ValueError: the model has no linear last layer.
+    """
+    head = model.head
+    if head is None:
+        raise ValueError("the model has no linear last layer, so no kernel and no features")
+    kernel = get_leaf(model.params, head.kernel)
+    for name, argument in head.steps:
+        kernel = getattr(kernel, name)(argument)
+    kernel = kernel.reshape(-1, kernel.shape[-1])
+    if head.low_rank is not None:
+        a, b = (get_leaf(model.params, path) for path in head.low_rank)
+        kernel = kernel + (a @ b).astype(kernel.dtype)
+    return kernel, None if head.bias is None else get_leaf(model.params, head.bias).reshape(-1)

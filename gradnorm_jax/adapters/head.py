@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from gradnorm_jax.losses import widen
+from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.types import Head, Model, Outputs, Params, Path, get_path, head_parameters
 
 Example = jax.typing.ArrayLike | jax.ShapeDtypeStruct
@@ -163,7 +163,7 @@ def _watch(
 @jax.jit
 def _compare(model: Model, images: jax.Array) -> tuple[jax.Array, ...]:
     """Root mean square of logits - (features @ kernel + bias) and of the terms; both ranges."""
-    features, logits = map(widen, model(images))
+    features, logits = map(to_float32_at_least, model(images))
     kernel, bias = head_parameters(model)
     features, kernel = features.astype(logits.dtype), kernel.astype(logits.dtype)
     bias = jnp.zeros((), logits.dtype) if bias is None else bias.astype(logits.dtype)

@@ -15,7 +15,8 @@ from gradnorm_jax.models import bit, checkpoint, mobilenet_v2
 from gradnorm_jax.models.bit import BiT
 from gradnorm_jax.models.checkpoint import Checkpoint, Layout
 from gradnorm_jax.models.mobilenet_v2 import MobileNetV2
-from gradnorm_jax.types import Head, Model, Outputs, Params
+from gradnorm_jax.tree import Params
+from gradnorm_jax.types import Head, Model, Outputs, Variables
 
 __all__ = [
     "ARCHITECTURES",
@@ -140,14 +141,14 @@ def _model(
     architecture: Architecture, num_classes: int, params: Params, dtype: jax.typing.DTypeLike
 ) -> Model:
     apply = _pure_apply(architecture.build(num_classes, dtype=jnp.dtype(dtype)))
-    return Model(jax.tree_util.Partial(apply), params, architecture.head)
+    return Model(jax.tree_util.Partial(apply), Variables(params), architecture.head)
 
 
 @functools.cache
 def _pure_apply(module: nn.Module) -> Callable[[Params, jax.Array], Outputs]:
     # Cached because jit takes another function object for another computation.
-    def apply(params: Params, images: jax.Array) -> Outputs:
-        return cast(Outputs, module.apply({"params": params}, images))
+    def apply(variables: Variables, images: jax.Array) -> Outputs:
+        return cast(Outputs, module.apply({"params": variables.params}, images))
 
     return apply
 

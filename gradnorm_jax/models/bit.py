@@ -18,9 +18,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.losses import widen
-from gradnorm_jax.models.checkpoint import Checkpoint, Entry
-from gradnorm_jax.types import Head, Outputs, Path
+from gradnorm_jax.models.checkpoint import Checkpoint, CheckpointEntry
+from gradnorm_jax.numerics import to_float32_at_least
+from gradnorm_jax.tree import Path
+from gradnorm_jax.types import Head, Outputs
 
 HEAD = Head(kernel=("head", "conv2d", "kernel"), bias=("head", "conv2d", "bias"))
 
@@ -66,7 +67,7 @@ class BiT(nn.Module):
                 groups=self.groups,
                 name=f"block{index + 1}",
             )(x)
-        features = _normalize_and_rectify(widen(x), self.groups).mean(axis=(1, 2))
+        features = _normalize_and_rectify(to_float32_at_least(x), self.groups).mean(axis=(1, 2))
         return Outputs(features, _Head(self.num_classes, name="head")(features))
 
 
@@ -76,18 +77,18 @@ def standardize(kernel: jax.Array) -> jax.Array:
     The variance is the biased one, and 1e-10 is added to it under the root.
     """
     # As a matrix: reductions over three axes at once are slow on CPUs.
-    weights = widen(kernel).reshape(-1, kernel.shape[-1])
+    weights = to_float32_at_least(kernel).reshape(-1, kernel.shape[-1])
     centred = weights - weights.mean(axis=0, keepdims=True)
     variance = jnp.square(centred).mean(axis=0, keepdims=True)
     return (centred / jnp.sqrt(variance + 1e-10)).reshape(kernel.shape)
 
 
-def layout(path: Path) -> Entry:
+def layout(path: Path) -> CheckpointEntry:
     """Where the published .npz files hold the parameter at `path`."""
     *scopes, name = map(str, path)
     if scopes[-1] == "group_norm":
         name = _GROUP_NORM_NAMES[name]
-    return Entry("/".join(["resnet", *scopes, name]))
+    return CheckpointEntry("/".join(["resnet", *scopes, name]))
 
 
 def remove_numbers(checkpoint: Checkpoint) -> Checkpoint:
@@ -108,7 +109,7 @@ def remove_numbers(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _normalize_and_rectify(x: jax.Array, groups: int) -> jax.Array:
-    wide = widen(x)
+    wide = to_float32_at_least(x)
     normalize = nn.GroupNorm(
         groups,
         epsilon=1e-5,

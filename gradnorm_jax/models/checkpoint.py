@@ -15,7 +15,7 @@ import safetensors
 import safetensors.numpy
 from flax import traverse_util
 
-from gradnorm_jax.types import Params, Path
+from gradnorm_jax.tree import Params, Path
 
 Checkpoint = dict[str, np.ndarray]
 """The arrays of a weights file by their keys."""
@@ -24,7 +24,7 @@ _LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class CheckpointEntry:
     """Where a checkpoint holds a parameter.
 
     Attributes:
@@ -37,7 +37,7 @@ class Entry:
     axes: tuple[int, ...] | None = None
 
 
-Layout = Callable[[Path], Entry]
+Layout = Callable[[Path], CheckpointEntry]
 """Tells for every parameter of an architecture where its checkpoints hold it, one to one."""
 
 

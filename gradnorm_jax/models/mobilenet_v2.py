@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.losses import widen
-from gradnorm_jax.models.checkpoint import Entry
-from gradnorm_jax.types import Head, Outputs, Path
+from gradnorm_jax.models.checkpoint import CheckpointEntry
+from gradnorm_jax.numerics import to_float32_at_least
+from gradnorm_jax.tree import Path
+from gradnorm_jax.types import Head, Outputs
 
 HEAD = Head(kernel=("head", "kernel"), bias=("head", "bias"))
 
@@ -58,12 +59,12 @@ class MobileNetV2(nn.Module):
             name = _block_name(index)
             x = _InvertedResidual(expansion, channels, stride, self.dtype, name=name)(x)
         x = nn.relu6(nn.Conv(1280, (1, 1), dtype=self.dtype, name="last")(x))
-        features = widen(x).mean(axis=(1, 2))
+        features = to_float32_at_least(x).mean(axis=(1, 2))
         head = nn.Conv(self.num_classes, (1, 1), dtype=features.dtype, name="head")
         return Outputs(features, head(features[:, None, None, :])[:, 0, 0, :])
 
 
-def layout(path: Path) -> Entry:
+def layout(path: Path) -> CheckpointEntry:
     """Where a file in the layout of the converted TFLite weights holds the parameter at `path`.
 
     Its keys are `NN_{CONV_2D,DEPTHWISE_CONV_2D}_{w,b}`, NN counting in order of execution; dense
@@ -74,8 +75,8 @@ def layout(path: Path) -> Entry:
     depthwise = layer[-1] == "depthwise"
     key = f"{number:02d}_DEPTHWISE_CONV_2D" if depthwise else f"{number:02d}_CONV_2D"
     if name == "bias":
-        return Entry(f"{key}_b")
-    return Entry(f"{key}_w", axes=(1, 2, 0, 3) if depthwise else (1, 2, 3, 0))
+        return CheckpointEntry(f"{key}_b")
+    return CheckpointEntry(f"{key}_w", axes=(1, 2, 0, 3) if depthwise else (1, 2, 3, 0))
 
 
 class _InvertedResidual(nn.Module):

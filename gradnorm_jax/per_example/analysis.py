@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from gradnorm_jax.per_example.program import Program, body, inner_programs
+from gradnorm_jax.jaxprs import Program, body, inner_programs
 
 Origins = frozenset[str] | None
 """The parameters that a variable comes from; None if it depends on the example as well."""
@@ -21,7 +21,7 @@ _KEEPS_ENTRIES = {"convert_element_type", "copy", "expand_dims", "reshape", "squ
 """Primitives whose result holds the entries of their operand, in whatever order."""
 
 
-class Entry(NamedTuple):
+class ParameterUse(NamedTuple):
     """The one place at which a parameter enters the loss.
 
     Attributes:
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
         return self.equation.invars[self.position]
 
 
-class Entries(NamedTuple):
+class ParameterUses(NamedTuple):
     """How the parameters enter a loss.
 
     Attributes:
@@ -47,15 +47,15 @@ class Entries(NamedTuple):
             rule of its own.
     """
 
-    sole: dict[str, Entry]
+    sole: dict[str, ParameterUse]
     without_rule: frozenset[str]
 
 
-def find_entries(program: Program, inputs: Sequence[Origins]) -> Entries:
+def find_entries(program: Program, inputs: Sequence[Origins]) -> ParameterUses:
     """The entries of all parameters into a loss, given what each of its inputs is."""
     jaxpr = body(program)
     origins: dict[Any, Origins] = dict(zip(jaxpr.invars, inputs, strict=True))
-    entries: dict[str, list[Entry | None]] = {}
+    entries: dict[str, list[ParameterUse | None]] = {}
     without_rule = _NO_PATHS
     for equation in jaxpr.eqns:
         operands = [_origin(atom, origins) for atom in equation.invars]
@@ -67,7 +67,7 @@ def find_entries(program: Program, inputs: Sequence[Origins]) -> Entries:
         without_rule |= _without_rule(equation, operands, paths)
         for position, origin in enumerate(operands):
             for path in origin or ():
-                alone = Entry(equation, position) if len(origin or ()) == 1 else None
+                alone = ParameterUse(equation, position) if len(origin or ()) == 1 else None
                 entries.setdefault(path, []).append(alone)
     for atom in jaxpr.outvars:
         for path in _origin(atom, origins) or ():
@@ -77,7 +77,7 @@ def find_entries(program: Program, inputs: Sequence[Origins]) -> Entries:
         for path, found in entries.items()
         if len(found) == 1 and found[0] is not None
     }
-    return Entries(sole, without_rule)
+    return ParameterUses(sole, without_rule)
 
 
 def keeps_entries(program: Program, variable: Any) -> bool:

@@ -8,11 +8,10 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 from jax.tree_util import Partial
 
-from gradnorm_jax.norms import check_order
+from gradnorm_jax.numerics import check_order
 from gradnorm_jax.per_example.engine import reduced_gradients
 from gradnorm_jax.per_example.placement import find_placement
-from gradnorm_jax.per_example.selection import Select, selected_paths
-from gradnorm_jax.types import Params
+from gradnorm_jax.tree import Params, Select, selected_paths
 
 LossFn = Callable[[Params, Any], jax.Array]
 """`(params, batch) -> [B]` losses, for a pytree `batch` of arrays `[B, ...]`."""

@@ -10,27 +10,25 @@ import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from gradnorm_jax.losses import widen
+from gradnorm_jax.jaxprs import Program, Rule, eval_jaxpr
 from gradnorm_jax.norms import entrywise_norm
-from gradnorm_jax.per_example.analysis import Entries, Entry, find_entries, keeps_entries
+from gradnorm_jax.numerics import to_float32_at_least
+from gradnorm_jax.per_example.analysis import (
+    ParameterUse,
+    ParameterUses,
+    find_entries,
+    keeps_entries,
+)
 from gradnorm_jax.per_example.layers import (
     Norm,
     is_product,
-    measured,
     norm_by_gradient,
     norm_without_gradient,
+    with_norm_probe,
 )
 from gradnorm_jax.per_example.placement import Placement, as_varying, pad_batch, spread
-from gradnorm_jax.per_example.program import (
-    Program,
-    Rule,
-    batchable_rule,
-    convolutions,
-    evaluate,
-    trace_loss,
-)
-from gradnorm_jax.per_example.selection import leaves_by_path
-from gradnorm_jax.types import Params
+from gradnorm_jax.per_example.program import batchable_rule, convolutions, trace_loss
+from gradnorm_jax.tree import Params, leaves_by_name
 
 GradientFunction = Callable[[Any], dict[str, jax.Array]]
 """`example -> {path: gradient}`; in place of a gradient there may be its norm, a scalar."""
@@ -55,7 +53,7 @@ class Loss(NamedTuple):
     constants: list[jax.Array]
     leaves: dict[str, jax.Array]
     selected: tuple[str, ...]
-    entries: Entries
+    entries: ParameterUses
 
 
 class Measured(NamedTuple):
@@ -84,7 +82,7 @@ def reduced_gradients(
 ) -> dict[str, Any]:
     """By path `reduce(path, gradients)`, or the norms of order `ord` where `reduce` is None."""
 
-    def of_share(shared: Any, batch: Any) -> dict[str, Any]:
+    def share_fn(shared: Any, batch: Any) -> dict[str, Any]:
         loss_fn, params, reduce = as_varying(shared)
         loss = _trace(loss_fn, params, batch, selected)
         _warn_of_fallback(loss)
@@ -101,7 +99,7 @@ def reduced_gradients(
 
         return _by_microbatches(of_microbatch, batch, microbatch_size)
 
-    return spread(of_share, placement)((loss_fn, params, reduce), batch)
+    return spread(share_fn, placement)((loss_fn, params, reduce), batch)
 
 
 def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.Array) -> Any:
@@ -122,7 +120,7 @@ def _norm_of_order(ord: float) -> Callable[[str, jax.Array], jax.Array]:
 def _trace(
     loss_fn: jax.tree_util.Partial, params: Params, batch: Any, selected: tuple[str, ...]
 ) -> Loss:
-    leaves, constants = leaves_by_path(params), jax.tree.leaves(loss_fn)
+    leaves, constants = leaves_by_name(params), jax.tree.leaves(loss_fn)
     program = trace_loss(loss_fn, params, _first(batch))
     origins = [
         *[frozenset[str]() for _ in constants],
@@ -147,7 +145,7 @@ def _warn_of_fallback(loss: Loss) -> None:
 def _measured(loss: Loss, ord: float, *, in_turn: bool) -> dict[core.Var, Measured]:
     """By their result, the products by kernels whose gradients' norms are measured there."""
 
-    def norm_for(path: str, entry: Entry) -> Norm:
+    def norm_for(path: str, entry: ParameterUse) -> Norm:
         if keeps_entries(loss.program, entry.variable):
             norm = norm_without_gradient(entry, ord=ord)
             if norm is not None:
@@ -156,22 +154,23 @@ def _measured(loss: Loss, ord: float, *, in_turn: bool) -> dict[core.Var, Measur
         return norm_by_gradient(entry, make_kernel, loss.leaves[path], ord=ord, in_turn=in_turn)
 
     return {
-        entry.equation.outvars[0]: Measured(path, measured(entry, norm_for(path, entry)))
+        entry.equation.outvars[0]: Measured(path, with_norm_probe(entry, norm_for(path, entry)))
         for path, entry in loss.entries.sole.items()
         if is_product(entry)
     }
 
 
-def _make_kernel(loss: Loss, path: str, entry: Entry, leaf: jax.Array) -> jax.Array:
+def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) -> jax.Array:
     """What becomes of the parameter at `path` until it enters the loss."""
     operands = [*loss.constants, *(loss.leaves | {path: leaf}).values()]
-    (kernel,) = evaluate(loss.program, batchable_rule, *operands, results=[entry.variable])
+    (kernel,) = eval_jaxpr(loss.program, batchable_rule, *operands, results=[entry.variable])
     return kernel
 
 
 def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
     probes = {
-        place.path: widen(jnp.zeros((), loss.leaves[place.path].dtype)) for place in places.values()
+        place.path: to_float32_at_least(jnp.zeros((), loss.leaves[place.path].dtype))
+        for place in places.values()
     }
     unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
 
@@ -185,7 +184,7 @@ def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> Gradi
             return functools.partial(place.rule, probe=probes[place.path])
 
         operands = [*loss.constants, *(loss.leaves | leaves).values(), *jax.tree.leaves(example)]
-        (result,) = evaluate(loss.program, rule_for, *operands)
+        (result,) = eval_jaxpr(loss.program, rule_for, *operands)
         return result
 
     def gradients(example: Any) -> dict[str, jax.Array]:

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from gradnorm_jax.losses import widen
+from gradnorm_jax.jaxprs import shape_of
 from gradnorm_jax.norms import entrywise_norm
-from gradnorm_jax.ordering import after
+from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example import convolution
-from gradnorm_jax.per_example.analysis import Entry
-from gradnorm_jax.per_example.program import shape_of
+from gradnorm_jax.per_example.analysis import ParameterUse
+from gradnorm_jax.per_example.ordering import after
 
 Norm = Callable[[jax.Array, jax.Array], jax.Array]
 """`(other operand, cotangent of the product) -> norm []` of one example."""
@@ -34,7 +34,7 @@ _MANY_BYTES = 256 * 2**20
 """What an accelerator's memory holds beside everything else."""
 
 
-def is_product(entry: Entry) -> bool:
+def is_product(entry: ParameterUse) -> bool:
     """Whether the parameter enters through a product of real numbers that this module knows."""
     params = entry.equation.params
     variables = [*entry.equation.invars, *entry.equation.outvars]
@@ -48,7 +48,7 @@ def is_product(entry: Entry) -> bool:
     return False
 
 
-def measured(entry: Entry, norm: Norm) -> Callable[..., jax.Array]:
+def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]:
     """The product with a further operand whose cotangent is a norm.
 
     Args:
@@ -82,7 +82,7 @@ def measured(entry: Entry, norm: Norm) -> Callable[..., jax.Array]:
     return product
 
 
-def norm_without_gradient(entry: Entry, *, ord: float) -> Norm | None:
+def norm_without_gradient(entry: ParameterUse, *, ord: float) -> Norm | None:
     """The norm of X^T G from X and G alone, if this is possible and cheaper."""
     params = entry.equation.params
     if params.get("feature_group_count", 1) > 1:
@@ -99,7 +99,7 @@ def norm_without_gradient(entry: Entry, *, ord: float) -> Norm | None:
 
 
 def norm_by_gradient(
-    entry: Entry,
+    entry: ParameterUse,
     make_kernel: Callable[[jax.Array], jax.Array],
     parameter: jax.Array,
     *,
@@ -159,7 +159,7 @@ def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x = widen(x)
+    x = to_float32_at_least(x)
     largest = jnp.abs(x).max()
     scale = jnp.where(largest > 0, largest, jnp.ones_like(largest))
     return x / scale, scale
@@ -169,11 +169,13 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 
-def _multiply(entry: Entry, operands: Any) -> jax.Array:
+def _multiply(entry: ParameterUse, operands: Any) -> jax.Array:
     return entry.equation.primitive.bind(*operands, **entry.equation.params)
 
 
-def _transpose(entry: Entry, operands: Any, position: int, cotangent: jax.Array) -> jax.Array:
+def _transpose(
+    entry: ParameterUse, operands: Any, position: int, cotangent: jax.Array
+) -> jax.Array:
     """Cotangent of the operand at `position`, of which only the shape and type matter."""
 
     def multiply(operand: jax.Array) -> jax.Array:
@@ -183,7 +185,7 @@ def _transpose(entry: Entry, operands: Any, position: int, cotangent: jax.Array)
     return gradient
 
 
-def _kernel_gradient(entry: Entry, other: jax.Array, cotangent: jax.Array) -> jax.Array:
+def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array) -> jax.Array:
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
@@ -191,14 +193,14 @@ def _kernel_gradient(entry: Entry, other: jax.Array, cotangent: jax.Array) -> ja
     return _transpose(entry, operands, entry.position, cotangent)
 
 
-def _examples_at_once(entry: Entry) -> int:
+def _examples_at_once(entry: ParameterUse) -> int:
     """Of how many examples the patches and gradients fit into fast memory."""
     rows, fan_in, fan_out = _sizes(entry)
     size = fan_in * (rows + fan_out) * shape_of(entry.variable).dtype.itemsize
     return max(1, (_FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES) // max(1, size))
 
 
-def _sizes(entry: Entry) -> tuple[int, int, int]:
+def _sizes(entry: ParameterUse) -> tuple[int, int, int]:
     """R, K and O."""
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
@@ -210,7 +212,9 @@ def _sizes(entry: Entry) -> tuple[int, int, int]:
     return rows, kernel.size // max(1, fan_out), fan_out
 
 
-def _matrices(entry: Entry, other: jax.Array, cotangent: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _matrices(
+    entry: ParameterUse, other: jax.Array, cotangent: jax.Array
+) -> tuple[jax.Array, jax.Array]:
     """X `[R, K]` and G `[R, O]`."""
     params = entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":

@@ -5,20 +5,17 @@ unless given), the gradient of KL(q || p) with respect to W is the outer product
 Every entrywise norm of it is therefore ||h|| ||p - q|| / T, and costs a forward pass.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
-from gradnorm_jax.losses import (
-    check_temperature,
-    cross_entropy,
-    kl_to_uniform,
-    softmax_minus_uniform,
-    widen,
-)
+from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
 from gradnorm_jax.norms import combine_norms, entrywise_norm
+from gradnorm_jax.numerics import check_temperature, to_float32_at_least
 from gradnorm_jax.per_example import per_example_grad_norms
-from gradnorm_jax.per_example.selection import Select
-from gradnorm_jax.types import Model, Params, get_path, replace_path
+from gradnorm_jax.tree import Params, Select, get_leaf, replace_leaf
+from gradnorm_jax.types import Model, Variables
 
 
 def gradnorm(
@@ -75,7 +72,7 @@ def feature_norm(features: jax.Array, *, ord: float = 1.0, include_bias: bool = 
     References:
         Huang, Geng, Li (2021), equation 8.
     """
-    features = widen(features)
+    features = to_float32_at_least(features)
     if include_bias:
         features = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
     return entrywise_norm(features, ord=ord)
@@ -106,7 +103,7 @@ def residual_norm(
         residual = softmax_minus_uniform(logits, temperature=temperature)
     else:
         check_temperature(temperature)
-        p = jax.nn.softmax(widen(logits) / temperature, axis=-1)
+        p = jax.nn.softmax(to_float32_at_least(logits) / temperature, axis=-1)
         residual = p - jnp.broadcast_to(target.astype(p.dtype), p.shape)
     return entrywise_norm(residual, ord=ord)
 
@@ -147,12 +144,12 @@ def gradnorm_by_autodiff(
         if model.head.bias is None:
             raise ValueError("include_bias is set, but the model's last layer has no bias")
         paths["bias"] = model.head.bias
-    head = {name: widen(get_path(model.params, path)) for name, path in paths.items()}
+    head = {name: to_float32_at_least(get_leaf(model.params, path)) for name, path in paths.items()}
 
     def loss(head: dict[str, jax.Array], image: jax.Array, target: jax.Array | None) -> jax.Array:
         params = model.params
         for name, path in paths.items():
-            params = replace_path(params, path, head[name])
+            params = replace_leaf(params, path, head[name])
         logits = model.apply(params, image[None]).logits[0]
         if target is None:
             return kl_to_uniform(logits, temperature=temperature)
@@ -199,7 +196,7 @@ def gradnorm_of_parameters(
     check_temperature(temperature)
     norms = per_example_grad_norms(
         # Bound, the model's arrays stay arguments of the compiled program.
-        jax.tree_util.Partial(_kl_of_images, model.apply, temperature),
+        jax.tree_util.Partial(_kl_of_images, model.function, model.state, temperature),
         model.params,
         images,
         ord=ord,
@@ -210,14 +207,21 @@ def gradnorm_of_parameters(
 
 
 def _kl_of_images(
-    apply: jax.tree_util.Partial, temperature: float, params: Params, images: jax.Array
+    function: jax.tree_util.Partial,
+    state: Any,
+    temperature: float,
+    params: Params,
+    images: jax.Array,
 ) -> jax.Array:
-    return kl_to_uniform(apply(params, images).logits, temperature=temperature)
+    logits = function(Variables(params, state), images).logits
+    return kl_to_uniform(logits, temperature=temperature)
 
 
 def one_hot_prediction(logits: jax.Array) -> jax.Array:
     """The target that puts all weight on the predicted class: `[B, C] -> [B, C]`."""
-    return jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=widen(logits).dtype)
+    return jax.nn.one_hot(
+        logits.argmax(axis=-1), logits.shape[-1], dtype=to_float32_at_least(logits).dtype
+    )
 
 
 def smoothed_prediction(logits: jax.Array, *, smoothing: float = 0.1) -> jax.Array:

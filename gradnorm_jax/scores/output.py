@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from gradnorm_jax.losses import check_temperature, widen
+from gradnorm_jax.numerics import check_temperature, to_float32_at_least
 
 
 def msp(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -26,7 +26,7 @@ def msp(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
         Examples in Neural Networks". https://arxiv.org/abs/1610.02136
     """
     check_temperature(temperature)
-    return jax.nn.softmax(widen(logits) / temperature, axis=-1).max(axis=-1)
+    return jax.nn.softmax(to_float32_at_least(logits) / temperature, axis=-1).max(axis=-1)
 
 
 def energy(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -47,7 +47,7 @@ def energy(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
         (its negative). https://arxiv.org/abs/2010.03759
     """
     check_temperature(temperature)
-    return temperature * jax.nn.logsumexp(widen(logits) / temperature, axis=-1)
+    return temperature * jax.nn.logsumexp(to_float32_at_least(logits) / temperature, axis=-1)
 
 
 def odin(
@@ -82,7 +82,7 @@ def odin(
     check_temperature(temperature)
 
     def cross_entropy_of_prediction(images: jax.Array) -> jax.Array:
-        log_p = jax.nn.log_softmax(widen(logits_of(images)) / temperature)
+        log_p = jax.nn.log_softmax(to_float32_at_least(logits_of(images)) / temperature)
         # Examples do not interact, so the gradient of the sum holds each example's own.
         return -log_p.max(axis=-1).sum()
 

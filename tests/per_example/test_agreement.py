@@ -15,7 +15,7 @@ from gradnorm_jax.per_example import (
     per_example_grad_norms,
     per_example_grads,
 )
-from gradnorm_jax.per_example.selection import leaves_by_path
+from gradnorm_jax.tree import leaves_by_name
 from tests.per_example import networks, reference
 
 SLOW = [networks.bit, networks.mobilenet, networks.densenet]
@@ -115,7 +115,7 @@ def test_norms_have_derivatives(order, x64):
         def loss(params, example):
             return network.loss_fn(params, example[None])[0]
 
-        gradients = leaves_by_path(jax.vmap(jax.grad(loss), (None, 0))(params, batch))
+        gradients = leaves_by_name(jax.vmap(jax.grad(loss), (None, 0))(params, batch))
         return sum(entrywise_norm(g, ord=order).sum() for g in gradients.values())
 
     def measured(params, batch):
@@ -126,7 +126,7 @@ def test_norms_have_derivatives(order, x64):
         jax.jit(jax.grad(function, argnums=(0, 1)))(network.params, network.batch)
         for function in (measured, defined)
     )
-    assert_close(leaves_by_path(actual), leaves_by_path(expected), 1e-8)
+    assert_close(leaves_by_name(actual), leaves_by_path(expected), 1e-8)
 
 
 def test_bfloat16_activations():
@@ -137,7 +137,7 @@ def test_bfloat16_activations():
         return network.loss_fn(params, example[None])[0]
 
     gradients = jax.jit(jax.vmap(jax.grad(loss), (None, 0)))(network.params, network.batch)
-    expected = reference.norms(leaves_by_path(gradients), 1)
+    expected = reference.norms(leaves_by_name(gradients), 1)
     for path, norm in per_example_grad_norms(*network).items():
         assert norm.dtype == jnp.float32
         np.testing.assert_allclose(norm, expected[path], rtol=1e-2, err_msg=path)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradnorm_jax.ordering import after
+from gradnorm_jax.per_example.ordering import after
 
 X = jnp.asarray([0.0, -2.5, jnp.inf, jnp.nan])
 
