@@ -33,7 +33,7 @@ def decode_rgb(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
             image.load()
-            return _to_rgb(image)
+            return to_rgb(image)
     except UnidentifiedImageError as error:
         raise BadImage(
             "the file is not an image of a known format, or its header is cut"
@@ -46,7 +46,8 @@ def decode_rgb(data: bytes) -> Image.Image:
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
+    """`image` in mode RGB, by the rule of `decode_rgb`."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         # The high byte, as Pillow itself reads 16-bit colour. Mode I holds 16-bit values too: it is
         # what 16-bit PGM files, and 16-bit PNG files in older versions of Pillow, are read as.

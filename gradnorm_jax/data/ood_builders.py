@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core.download import checksums
 
-from gradnorm_jax.data.files import folder_source, is_image
+from gradnorm_jax.data.folder_source import folder_source, is_image
 
 ADDRESS = "http://pages.cs.wisc.edu/~huangrui/imagenet_ood_dataset/"
 """Where the authors' repository, deeplearning-wisc/gradnorm_ood, says that the archives are."""

@@ -7,13 +7,16 @@ bit for bit; the scaling of uint8 pixels to float32 runs on the device.
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from gradnorm_jax.data.images import BadImage
+from gradnorm_jax.data.images import BadImage, to_rgb
+from gradnorm_jax.numerics import is_number
+from gradnorm_jax.references import is_reference, load_reference
 
 Channels = tuple[float, float, float]
 
@@ -32,6 +35,9 @@ class Preprocess:
             processes it must be a function of a module, or a `functools.partial` of one.
         mean: subtracted from each channel in [0, 1].
         std: what each channel is divided by after that.
+
+    Raises:
+        ValueError: the size is not a positive integer, or `mean` or `std` are not three numbers.
     """
 
     name: str
@@ -40,13 +46,56 @@ class Preprocess:
     mean: Channels
     std: Channels
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.size, int) or self.size < 1:
+            raise ValueError(f"size must be a positive number of pixels, got {self.size!r}")
+        for name in ("mean", "std"):
+            value = tuple(getattr(self, name))
+            if len(value) != 3 or not all(map(is_number, value)):
+                raise ValueError(f"{name} must be a number for each of 3 channels, got {value!r}")
+            object.__setattr__(self, name, value)
+        if not min(self.std) > 0:
+            raise ValueError(f"std must be positive, got {self.std}")
+
     def pixels(self, image: Image.Image) -> np.ndarray:
         """The uint8 pixels `[size, size, 3]` of an RGB image.
 
         Raises:
             BadImage: the image is so elongated that resizing it would not fit into memory.
+            ValueError: the transform does not make what it should.
         """
-        return np.asarray(self.transform(image))
+        pixels = np.asarray(self.transform(image))
+        if pixels.shape != (self.size, self.size, 3) or pixels.dtype != np.uint8:
+            raise ValueError(
+                f"the transform of {self.name} must make RGB images of {self.size} x {self.size} "
+                f"pixels, got {pixels.dtype}{list(pixels.shape)}"
+            )
+        return pixels
+
+
+Prepare = Preprocess | Callable[[jax.Array], jax.Array] | None
+"""How data become a network's input: as images do, by a function of a batch, or not at all."""
+
+
+def to_pixels(images: np.ndarray, preprocess: Prepare) -> np.ndarray:
+    """The part of preparing `[N, ...]` that the host does: uint8 images through a `Preprocess`.
+
+    Images of other types are taken to be the network's input already.
+    """
+    if not isinstance(preprocess, Preprocess) or images.dtype not in (np.uint8, object):
+        return images
+    shape = (len(images), preprocess.size, preprocess.size, 3)
+    pixels = np.empty(shape, np.uint8)
+    for row, image in zip(pixels, images, strict=True):
+        row[...] = preprocess.pixels(to_rgb(Image.fromarray(np.squeeze(np.asarray(image)))))
+    return pixels
+
+
+def to_network_input(data: jax.Array, preprocess: Prepare) -> jax.Array:
+    """The part of preparing `[B, ...]` that the device does."""
+    if isinstance(preprocess, Preprocess):
+        return scale(data, preprocess) if data.dtype == jnp.uint8 else data
+    return data if preprocess is None else preprocess(data)
 
 
 def scale(pixels: jax.Array, preprocess: Preprocess) -> jax.Array:
@@ -97,13 +146,6 @@ def centre_crop(image: Image.Image, size: int) -> Image.Image:
     return image.crop((left, top, left + size, top + size))
 
 
-def get_preprocess(name: str) -> Preprocess:
-    """The entry `name` of `PREPROCESSES`; ValueError if there is none."""
-    if name not in PREPROCESSES:
-        raise ValueError(f"unknown preprocessing {name!r}: choose from {', '.join(PREPROCESSES)}")
-    return PREPROCESSES[name]
-
-
 def _crop_start(length: int, size: int) -> int:
     # torchvision rounds halves to even when cropping, but down when padding.
     return round((length - size) / 2) if length >= size else -((size - length) // 2)
@@ -130,3 +172,86 @@ PREPROCESSES = {
 32 x 32. `crop224` takes the centre as it is, in [-1, 1]. `imagenet224` is torchvision's: shorter
 side 256, centre 224, ImageNet's mean and standard deviation.
 """
+
+
+_STATISTICS: dict[str, tuple[Channels, Channels]] = {
+    "half": (_HALF, _HALF),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
+    "cifar100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
+    "none": ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+}
+_COMPOSED = "resize=256,crop=224,mean=imagenet,std=imagenet"
+
+
+def get_preprocess(spec: str) -> Preprocess:
+    """A preprocessing by the way users name one.
+
+    Args:
+        spec: a key of `PREPROCESSES`; `module:object`, a `Preprocess` of your own; or composed, as
+            in `resize=256,crop=224,mean=imagenet,std=imagenet`. `resize=256` makes the shorter side
+            256 pixels, `squash=32` the whole image 32 x 32, `crop=224` takes the centre. `mean` and
+            `std` are imagenet, cifar10, cifar100, half (0.5), none, or three numbers joined by `/`.
+
+    Raises:
+        ValueError: it is none of these.
+    """
+    if spec in PREPROCESSES:
+        return PREPROCESSES[spec]
+    if "=" in spec:
+        return _compose(spec)
+    if is_reference(spec):
+        found = load_reference(spec)
+        if not isinstance(found, Preprocess):
+            raise ValueError(f"{spec} must be a Preprocess, got {type(found).__name__}")
+        return found
+    raise ValueError(
+        f"unknown preprocessing {spec!r}: choose from {', '.join(PREPROCESSES)}, or write "
+        f"module:object, or {_COMPOSED}"
+    )
+
+
+def _compose(spec: str) -> Preprocess:
+    steps: dict[str, int] = {}
+    statistics: dict[str, Channels] = {}
+    for part in spec.split(","):
+        key, _, value = (text.strip() for text in part.partition("="))
+        if key in steps or key in statistics:
+            raise ValueError(f"{key} is given twice in the preprocessing {spec!r}")
+        if key in _STEPS and value.isdecimal() and int(value) > 0:
+            steps[key] = int(value)
+        elif key in ("mean", "std"):
+            statistics[key] = _channels(key, value, spec)
+        else:
+            raise ValueError(
+                f"cannot read {part.strip()!r} in the preprocessing {spec!r}: write it as in "
+                f"{_COMPOSED}, or with squash=SIZE"
+            )
+    if "crop" not in steps and list(steps) != ["squash"]:
+        raise ValueError(f"the preprocessing {spec!r} must end with crop=SIZE or squash=SIZE")
+    if statistics.keys() != {"mean", "std"}:
+        raise ValueError(f"the preprocessing {spec!r} must give both mean and std")
+    transform = functools.partial(_apply_steps, steps=tuple(steps.items()))
+    return Preprocess(spec, [*steps.values()][-1], transform, **statistics)
+
+
+def _channels(key: str, value: str, spec: str) -> Channels:
+    if value in _STATISTICS:
+        return _STATISTICS[value][key == "std"]
+    try:
+        first, second, third = map(float, value.split("/"))
+    except ValueError as error:
+        raise ValueError(
+            f"{key} must be one of {', '.join(_STATISTICS)} or three numbers joined by '/', got "
+            f"{value!r} in {spec!r}"
+        ) from error
+    return first, second, third
+
+
+_STEPS: dict[str, Any] = {"resize": resize_short_side, "squash": resize, "crop": centre_crop}
+
+
+def _apply_steps(image: Image.Image, steps: tuple[tuple[str, int], ...]) -> Image.Image:
+    for name, size in steps:
+        image = _STEPS[name](image, size)
+    return image

@@ -1,51 +1,16 @@
 """Image files on disk as a source."""
 
 import dataclasses
-import hashlib
-import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePath, PurePosixPath
-from typing import NamedTuple, Protocol
+
+from gradnorm_jax.data.source import Record, hash_records
+from gradnorm_jax.data.stream import UNKNOWN
 
 IMAGE_EXTENSIONS = frozenset(
     (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 )
-UNKNOWN = -1
-"""The label of an image whose class is not known."""
-
-
-class Record(NamedTuple):
-    """One image of a source.
-
-    Attributes:
-        id: identifies it within the source, the same in every run.
-        label: its class, 0, 1, ...; -1 if unknown.
-        data: the contents of the image file.
-    """
-
-    id: str
-    label: int
-    data: bytes
-
-
-class Source(Protocol):
-    """A finite sequence of records with random access, picklable for worker processes."""
-
-    @property
-    def name(self) -> str:
-        """A short name for messages and results."""
-
-    @property
-    def ignored(self) -> Sequence[str]:
-        """The files that were passed over because their names are not those of images."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record: ...
-
-    def fingerprint(self) -> str:
-        """A hash that tells it from other sources, and from other versions of itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,15 +47,6 @@ class FileSource:
         """
         spread = sorted({i * (len(self) - 1) // 63 for i in range(64)})
         return hash_records([self.ids, self.labels], map(self.__getitem__, spread))
-
-
-def hash_records(facts: object, records: Iterable[Record]) -> str:
-    """The SHA-256, in hexadecimal digits, of facts (JSON) and of whole records."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for record in records:
-        digest.update(json.dumps([record.id, record.label]).encode())
-        digest.update(hashlib.sha256(record.data).digest())
-    return digest.hexdigest()
 
 
 def folder_source(path: str | os.PathLike[str]) -> FileSource:

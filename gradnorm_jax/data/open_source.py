@@ -1,33 +1,11 @@
-"""Where images come from: anything that gives the i-th encoded image, its id and its label.
-
-A source is a `grain.RandomAccessDataSource` of `Record`: a folder, a list of files, or a prepared
-tfds data set.
-"""
+"""Sources of encoded images by the way users name them."""
 
 import os
 from pathlib import Path
 
-from gradnorm_jax.data.files import (
-    IMAGE_EXTENSIONS,
-    UNKNOWN,
-    FileSource,
-    Record,
-    Source,
-    folder_source,
-)
-from gradnorm_jax.data.lists import csv_source, list_source
-
-__all__ = [
-    "IMAGE_EXTENSIONS",
-    "UNKNOWN",
-    "FileSource",
-    "Record",
-    "Source",
-    "csv_source",
-    "folder_source",
-    "list_source",
-    "open_source",
-]
+from gradnorm_jax.data.folder_source import folder_source
+from gradnorm_jax.data.list_source import csv_source, list_source
+from gradnorm_jax.data.source import Source
 
 _KINDS = ("folder:PATH", "csv:PATH", "list:PATH[@FOLDER]", "tfds:NAME[/CONFIG][:SPLIT]")
 
@@ -38,7 +16,7 @@ def open_source(spec: str, data_dir: str | os.PathLike[str] | None = None) -> So
     Args:
         spec: `folder:PATH` (see `folder_source`), `csv:PATH` (see `csv_source`),
             `list:PATH[@FOLDER]` (see `list_source`), `tfds:NAME[/CONFIG][:SPLIT]` (see
-            `gradnorm_jax.data.prepared.tfds_source`), or a bare path: of a CSV file if it ends in
+            `gradnorm_jax.data.tfds_source.tfds_source`), or a bare path: of a CSV file if it ends in
             `.csv`, of a folder otherwise.
         data_dir: where `tfds:` looks for prepared data sets; by default where tfds itself does, in
             TFDS_DATA_DIR or else ~/tensorflow_datasets.
@@ -59,7 +37,7 @@ def open_source(spec: str, data_dir: str | os.PathLike[str] | None = None) -> So
             return list_source(path, root) if at and not Path(rest).exists() else list_source(rest)
         case "tfds":
             # Takes half a second to import, and is not needed for files.
-            from gradnorm_jax.data.prepared import tfds_source
+            from gradnorm_jax.data.tfds_source import tfds_source
 
             return tfds_source(rest, data_dir)
     # One letter before the colon is a drive of Windows.

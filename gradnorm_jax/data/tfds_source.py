@@ -16,7 +16,8 @@ import numpy as np
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import constants, file_adapters, read_only_builder
 
-from gradnorm_jax.data.files import UNKNOWN, Record, hash_records
+from gradnorm_jax.data.source import Record, hash_records
+from gradnorm_jax.data.stream import UNKNOWN
 from gradnorm_jax.data.tfrecord import TFRecords, require_tensorflow
 
 _SPEC = re.compile(r"(?P<name>[^:]+(:\d+\.\d+\.\d+)?)(:(?P<split>.+))?")

@@ -5,7 +5,8 @@ import csv
 import os
 from pathlib import Path, PurePosixPath
 
-from gradnorm_jax.data.files import UNKNOWN, FileSource, some
+from gradnorm_jax.data.folder_source import FileSource, some
+from gradnorm_jax.data.stream import UNKNOWN
 
 
 def csv_source(path: str | os.PathLike[str]) -> FileSource:

@@ -1,0 +1,168 @@
+"""A pass over a data set: scores batch by batch, and what detectors learn from them."""
+
+import dataclasses
+import itertools
+import math
+import operator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from gradnorm_jax.data.preprocess import Prepare
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.data.stream import DataStream, Excluded, HostBatch
+from gradnorm_jax.detectors import Detector, Fit
+from gradnorm_jax.evaluation.records import (
+    Interrupted,
+    ScoredBatch,
+    ScoreTable,
+    Statistics,
+)
+from gradnorm_jax.evaluation.step import Placement, Scored, States, put_batch, score_batch
+from gradnorm_jax.types import Model, Outputs, head_parameters
+
+Item = TypeVar("Item")
+Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
+"""Shows progress: `(items, description, total or None if unknown) -> items`."""
+
+
+def no_progress(items: Iterable[Item], description: str, total: int | None) -> Iterable[Item]:
+    """The `Track` that shows nothing."""
+    return items
+
+
+@dataclasses.dataclass(frozen=True)
+class Execution:
+    """How passes are carried out; no result depends on it.
+
+    Attributes:
+        placement: the devices.
+        schedule: how batches are made and shared.
+        preprocess: what makes the network's input.
+        max_undecodable: the largest fraction of a data set that may turn out to be unusable,
+            rounded up to a whole number of inputs.
+        track: shows progress.
+        should_stop: whether to stop after the present batch.
+    """
+
+    placement: Placement
+    schedule: BatchSchedule
+    preprocess: Prepare = None
+    max_undecodable: float = 0.01
+    track: Track = no_progress
+    should_stop: Callable[[], bool] = bool
+
+
+def score(
+    name: str,
+    stream: DataStream,
+    model: Model,
+    states: States,
+    detectors: tuple[Detector, ...],
+    execution: Execution,
+) -> Iterator[ScoredBatch]:
+    """The scored batches that the schedule takes, with one always under way on the devices.
+
+    Raises:
+        ValueError: a score is not finite, or too many inputs cannot be used.
+        Interrupted: `execution.should_stop` said so.
+    """
+    schedule, placement = execution.schedule, execution.placement
+    total = None if stream.length is None else len(schedule.taken(stream.length))
+
+    def start(batch: HostBatch) -> tuple[HostBatch, Scored | None]:
+        if not batch.mask.any():
+            return batch, None
+        scored = score_batch(
+            model,
+            states,
+            put_batch(batch.data, placement),
+            detectors=detectors,
+            preprocess=execution.preprocess,
+            placement=placement,
+        )
+        return batch._replace(data=None), scored
+
+    excluded: list[Excluded] = []
+    batches = execution.track(stream.batches(schedule), name, total)
+    for batch, scored in one_ahead(map(start, batches)):
+        excluded += batch.excluded
+        check_excluded(name, excluded, stream.length, execution.max_undecodable)
+        yield _to_scored_batch(name, batch, scored, detectors)
+        if execution.should_stop():
+            raise Interrupted("stopped; run the same command again to resume")
+
+
+def one_ahead(started: Iterable[Item]) -> Iterator[Item]:
+    """What has been started, each when the next has been started too."""
+    return map(operator.itemgetter(0), itertools.pairwise(itertools.chain(started, [None])))
+
+
+def check_excluded(
+    name: str, excluded: Sequence[Excluded], length: int | None, max_undecodable: float
+) -> None:
+    """Raises ValueError if more than a fraction of `length` inputs could not be used."""
+    count = sum(each.position >= 0 for each in excluded)
+    if length is not None and count > (limit := math.ceil(max_undecodable * length)):
+        listed = "; ".join(f"{each.id}: {each.reason}" for each in excluded[:3])
+        raise ValueError(
+            f"more than {limit} of the {length} images of {name} cannot be decoded: {listed}; mend "
+            "or remove them, or allow more (max_undecodable)"
+        )
+
+
+def _to_scored_batch(
+    name: str, batch: HostBatch, scored: Scored | None, detectors: Sequence[Detector]
+) -> ScoredBatch:
+    mask, predictions, scores = batch.mask, np.zeros(0, np.int32), {}
+    if scored is None:
+        scores = {detector.name: np.zeros(0, np.float32) for detector in detectors}
+    else:
+        found, values = jax.device_get((scored.predictions, scored.scores))
+        predictions = found[mask].astype(np.int32)
+        scores = {key: value[mask] for key, value in values.items()}
+    table = ScoreTable(
+        batch.positions, batch.ids, batch.labels, predictions, scores, batch.excluded
+    )
+    _check_finite(name, table)
+    return ScoredBatch(batch.number, mask, table, None if scored is None else scored.outputs)
+
+
+def _check_finite(name: str, table: ScoreTable) -> None:
+    for detector, values in table.scores.items():
+        bad = list(itertools.compress(table.ids, ~np.isfinite(values)))
+        if bad:
+            raise ValueError(
+                f"{detector} gives scores that are not finite on {name}, for {len(bad)} inputs of a "
+                f"batch ({', '.join(bad[:5])}): check the weights and the preprocessing"
+            )
+
+
+def initial_statistics(fits: Mapping[str, Fit], model: Model) -> Statistics:
+    """The statistics of no inputs."""
+    if not fits:
+        return {}
+    kernel, _ = jax.eval_shape(head_parameters, model)
+    return {name: fit.init(*kernel.shape) for name, fit in fits.items()}
+
+
+def update_statistics(
+    fits: Mapping[str, Fit], statistics: Statistics, batch: ScoredBatch
+) -> Statistics:
+    """The statistics with those of a batch."""
+    if batch.outputs is None:
+        return statistics
+    outputs: Any = jax.tree.map(lambda x: np.asarray(x)[batch.mask], batch.outputs)
+    return {
+        name: fit.update(statistics[name], outputs, batch.table.labels)
+        for name, fit in fits.items()
+    }
+
+
+def merge_statistics(
+    fits: Mapping[str, Fit], left: Statistics, right: Statistics
+) -> Statistics:
+    """The statistics of two disjoint sets of inputs together."""
+    return {name: fit.merge(left[name], right[name]) for name, fit in fits.items()}

@@ -1,0 +1,146 @@
+"""What an evaluation yields: scores per input, metrics per detector and OOD set."""
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from gradnorm_jax.data.stream import Excluded
+from gradnorm_jax.metrics import Metrics
+from gradnorm_jax.types import Outputs
+
+ID = "ID"
+"""The name of the in-distribution set in tables and files."""
+FIT = "fit"
+"""The name of the training data that detectors are fitted to."""
+
+
+class Interrupted(Exception):  # noqa: N818
+    """The run has stopped before its end; the same call goes on where it was."""
+
+
+class Unfinished(Exception):  # noqa: N818
+    """This process has done its share of the run, and others have not done theirs."""
+
+
+class ScoreTable(NamedTuple):
+    """The scores of one data set, a row per usable input, in the order of the data set.
+
+    Attributes:
+        positions: `[N]` int64, where in the data set.
+        ids: `[N]`, the inputs' ids.
+        labels: `[N]` int32, their classes, -1 where unknown.
+        predictions: `[N]` int32, the largest logit of each.
+        scores: `[N]` float32 by detector.
+        excluded: the inputs without a row.
+    """
+
+    positions: np.ndarray
+    ids: Sequence[str]
+    labels: np.ndarray
+    predictions: np.ndarray
+    scores: Mapping[str, np.ndarray]
+    excluded: Sequence[Excluded]
+
+
+class ScoredBatch(NamedTuple):
+    """What has become of a `HostBatch`.
+
+    Attributes:
+        number: which batch of the data set this is.
+        mask: `[B]` bool, which rows hold an input.
+        table: a row for each input.
+        outputs: features and logits `[B, ...]` on the devices; None for a batch without an input.
+    """
+
+    number: int
+    mask: np.ndarray
+    table: ScoreTable
+    outputs: Outputs | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How well detectors tell an in-distribution set from out-of-distribution sets.
+
+    `print(result)` shows the table of the paper; so does a notebook. `result["gradnorm", "svhn"]`
+    are the metrics of a detector on an OOD set, each with its interval:
+    `result["gradnorm", "svhn"].auroc.value`.
+
+    Attributes:
+        tables: scores of the in-distribution inputs under the name "ID", then of each OOD set.
+        metrics: by detector and OOD set.
+        accuracy: fraction of ID inputs with a known label that is predicted; None if none is known.
+        not_run: why a detector was left out, by its name.
+        fit_excluded: the training inputs that could not be used.
+    """
+
+    tables: Mapping[str, ScoreTable]
+    metrics: Mapping[str, Mapping[str, Metrics]]
+    accuracy: float | None = None
+    not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fit_excluded: Sequence[Excluded] = ()
+
+    def __getitem__(self, key: tuple[str, str]) -> Metrics:
+        """The metrics of `(detector, OOD set)`; KeyError that lists both if there are none."""
+        detector, name = key
+        if detector not in self.metrics or name not in self.metrics[detector]:
+            raise KeyError(
+                f"no metrics of {key}; detectors: {', '.join(self.metrics)}; OOD sets: "
+                f"{', '.join(name for name in self.tables if name != ID)}"
+            )
+        return self.metrics[detector][name]
+
+    @property
+    def scores(self) -> dict[tuple[str, str], np.ndarray]:
+        """Scores `[N]` by detector and data set, `result.scores["gradnorm", "ID"]`."""
+        return {
+            (detector, name): scores
+            for name, table in self.tables.items()
+            for detector, scores in table.scores.items()
+        }
+
+    def __str__(self) -> str:
+        """The table of the paper, and what it leaves out, as plain text."""
+        from gradnorm_jax.evaluation import report
+
+        return report.to_text(self)
+
+    def _repr_html_(self) -> str:
+        from gradnorm_jax.evaluation import report
+
+        return report.to_html(self)
+
+
+def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
+    """One table of all rows of at least one table with the same detectors."""
+    return ScoreTable(
+        positions=np.concatenate([table.positions for table in tables]),
+        ids=list(itertools.chain.from_iterable(table.ids for table in tables)),
+        labels=np.concatenate([table.labels for table in tables]),
+        predictions=np.concatenate([table.predictions for table in tables]),
+        scores={
+            name: np.concatenate([table.scores[name] for table in tables])
+            for name in tables[0].scores
+        },
+        excluded=list(itertools.chain.from_iterable(table.excluded for table in tables)),
+    )
+
+
+def count_positions(table: ScoreTable) -> int:
+    """How many positions a table accounts for, by a row or as excluded."""
+    return len(table.positions) + sum(each.position >= 0 for each in table.excluded)
+
+
+def known_accuracy(table: ScoreTable, label_offset: int = 0) -> float | None:
+    """Fraction of rows with a known label, class k being logit k + `label_offset`, that is right."""
+    known = table.labels >= 0
+    if not known.any():
+        return None
+    return float((table.predictions[known] == table.labels[known] + label_offset).mean())
+
+
+Statistics = dict[str, Any]
+"""What fitted detectors have learned so far, by their names."""

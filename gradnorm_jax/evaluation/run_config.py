@@ -1,0 +1,143 @@
+"""What a run is made of, so that no other is mistaken for it."""
+
+import collections
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from gradnorm_jax.data.preprocess import Prepare, Preprocess
+from gradnorm_jax.data.stream import DataStream
+from gradnorm_jax.detectors import Detector
+from gradnorm_jax.evaluation.storage import Folder, to_json
+from gradnorm_jax.tree import leaves_by_name
+from gradnorm_jax.types import Model
+
+CONFIG = "config.json"
+RunConfig = dict[str, Any]
+"""JSON: what decides the results of a run."""
+
+_PACKAGES = ("gradnorm-jax", "jax", "jaxlib", "flax", "numpy", "pillow", "pyarrow", "safetensors")
+_LISTED = 3
+
+
+def describe_run(
+    model: Model,
+    streams: Mapping[str, DataStream],
+    detectors: Sequence[Detector],
+    preprocess: Prepare,
+    facts: Mapping[str, Any],
+) -> RunConfig:
+    """All that decides the results of an evaluation.
+
+    A model given as an object is known by the content of its arrays, a function by its name.
+
+    Args:
+        model: the classifier.
+        streams: the data sets by name.
+        detectors: those asked for.
+        preprocess: what makes the network's input.
+        facts: further entries, JSON.
+    """
+    return {
+        "weights_sha256": _hash_arrays(model),
+        "data": {name: stream.identity() for name, stream in streams.items()},
+        "detectors": {d.name: _describe_detector(d) for d in detectors},
+        "preprocess": preprocess.name if isinstance(preprocess, Preprocess) else _name(preprocess),
+        **facts,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in _PACKAGES},
+        },
+        "devices": collections.Counter(device.device_kind for device in jax.local_devices()),
+    }
+
+
+def _describe_detector(detector: Detector) -> dict[str, Any]:
+    return {"score": _name(detector.score_fn), "options": {k: repr(v) for k, v in detector.options}}
+
+
+def _name(function: Any) -> str | None:
+    if function is None:
+        return None
+    module = getattr(function, "__module__", "")
+    return f"{module}:{getattr(function, '__qualname__', type(function).__qualname__)}"
+
+
+def _hash_arrays(model: Model) -> str:
+    digest = hashlib.sha256(repr(model.head).encode())
+    for name, array in leaves_by_name(model).items():
+        array = np.asarray(array)
+        digest.update(f"{name}{array.dtype}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def read_config(folder: Folder) -> RunConfig | None:
+    """The description of the run that a folder holds; None if there is none.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    content = folder.read(CONFIG)
+    if content is None:
+        return None
+    try:
+        config = json.loads(content)
+        if not (isinstance(config, dict) and isinstance(config.get("versions"), dict)):
+            raise ValueError("it describes no run")
+    except ValueError as error:
+        raise ValueError(f"{folder.address}/{CONFIG} is not that of a run: {error}") from error
+    return config
+
+
+def claim_folder(folder: Folder, config: RunConfig) -> None:
+    """Makes a folder that of the run described: writes its config, or compares the one there.
+
+    Of runs that come at once, exactly one makes the folder its own; equal runs share it, and write
+    equal files.
+
+    Raises:
+        FileExistsError: the folder holds another run, or something else.
+        OSError: it cannot be read, listed or written.
+    """
+    stored = read_config(folder)
+    if stored is None:
+        if set(folder.names()) - {CONFIG}:
+            raise FileExistsError(
+                f"{folder.address} already exists and is not empty; choose another --out"
+            )
+        # If another run is faster, its config is compared like any other.
+        folder.create(CONFIG, to_json(config))
+        stored = read_config(folder)
+    if stored is None or (differing := find_differences(stored, config)):
+        raise FileExistsError(
+            f"{folder.address} holds another run: {differing}; run its own command again to resume "
+            "it, or choose another --out"
+        )
+    if not folder.names(CONFIG):
+        # TensorStore takes a refusal to list files of Google Cloud Storage for an empty list.
+        raise PermissionError(f"the files in {folder.address} cannot be listed; ask for permission")
+
+
+def find_differences(stored: RunConfig, config: RunConfig) -> str:
+    """What a stored description has otherwise than `config`, or lacks; "" if nothing."""
+    old, new = (_flatten(json.loads(to_json(each))) for each in (stored, config))
+    differing = [
+        f"{key} is {old.get(key)!r} there and {value!r} now"
+        for key, value in new.items()
+        if old.get(key) != value
+    ]
+    differing += [f"{key} is {old[key]!r} there and missing now" for key in old if key not in new]
+    return ", ".join(differing[:_LISTED]) + (", ..." if len(differing) > _LISTED else "")
+
+
+def _flatten(value: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    if not isinstance(value, Mapping) or not value:
+        return {".".join(path): value}
+    return {k: v for key, below in value.items() for k, v in _flatten(below, (*path, key)).items()}

@@ -1,0 +1,197 @@
+"""Where scored batches go: memory, or the files of a run, which survive being killed.
+
+In a folder a data set is kept in parts (`BatchSchedule`), each a file that is written once and
+whole. A part that is there is done, so a run resumes with the parts that are not, and processes
+share a run by taking different parts. A data set ends with its first part that is not full.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.evaluation.output_cache import OutputCache
+from gradnorm_jax.evaluation.records import (
+    Interrupted,
+    ScoredBatch,
+    ScoreTable,
+    Statistics,
+    concatenate,
+)
+from gradnorm_jax.evaluation.storage import (
+    DAMAGED,
+    Folder,
+    decode_arrays,
+    encode_arrays,
+    encode_rows,
+    list_parts,
+    part_file,
+    read_table,
+    rows_folder,
+)
+
+SAVE_SECONDS = 60.0
+"""How often statistics are saved, which may be large."""
+POLL_SECONDS = 1.0
+"""How often the folder is looked into for what other processes have written."""
+
+
+class Sink(Protocol):
+    """Takes the scored batches of one data set, in order."""
+
+    def write(self, batch: ScoredBatch) -> None:
+        """Takes a batch."""
+
+    def finish(self) -> ScoreTable | None:
+        """Everything there is of the data set; None if other processes have not written theirs."""
+
+
+class MemorySink:
+    """The `Sink` that keeps everything in memory."""
+
+    def __init__(self) -> None:
+        """Starts empty."""
+        self._tables: list[ScoreTable] = []
+
+    def write(self, batch: ScoredBatch) -> None:
+        """Takes a batch."""
+        self._tables.append(batch.table)
+
+    def finish(self) -> ScoreTable | None:
+        """All rows; None if there was no batch."""
+        return concatenate(self._tables) if self._tables else None
+
+
+class FolderSink:
+    """The `Sink` that writes a file for each part of a data set."""
+
+    def __init__(
+        self, folder: Folder, name: str, schedule: BatchSchedule, cache: OutputCache | None = None
+    ) -> None:
+        """Starts with the parts that are done.
+
+        Args:
+            folder: of the run.
+            name: of the data set.
+            schedule: how batches make up parts.
+            cache: where features and logits are kept as well.
+        """
+        self._folder, self._name, self._schedule, self._cache = folder, name, schedule, cache
+        self._batches: list[ScoredBatch] = []
+
+    def done(self) -> frozenset[int]:
+        """The parts that are there."""
+        parts = list_parts(self._folder, rows_folder(self._name))
+        return parts & self._cache.parts(self._name) if self._cache else parts
+
+    def write(self, batch: ScoredBatch) -> None:
+        """Takes a batch, and writes the part that is finished by it."""
+        self._batches.append(batch)
+        if (batch.number + 1) % self._schedule.batches_per_part == 0:
+            self._write_part()
+
+    def finish(self) -> ScoreTable | None:
+        """Writes the last part, and reads all of them."""
+        self._write_part()
+        return read_table(self._folder, self._name, self._schedule.part_size)
+
+    def _write_part(self) -> None:
+        if not self._batches:
+            return
+        part = self._schedule.part(self._batches[0].number)
+        facts = {}
+        if self._cache:
+            # Before the rows: where these are, the outputs are too.
+            facts["outputs"] = self._cache.write(self._name, part, self._batches)
+        table = concatenate([batch.table for batch in self._batches])
+        self._folder.write(part_file(self._name, part), encode_rows(table, facts))
+        self._batches = []
+
+
+@dataclasses.dataclass
+class StatisticsFiles:
+    """What detectors learn from the training data, kept by each process in a file of its own.
+
+    Attributes:
+        folder: of the run.
+        schedule: how batches make up parts, and who takes them.
+        zero: the statistics of no inputs.
+    """
+
+    folder: Folder
+    schedule: BatchSchedule
+    zero: Statistics
+    _saved: float = dataclasses.field(default_factory=time.monotonic)
+
+    def load(self) -> tuple[bool, frozenset[int], Statistics]:
+        """Whether this process has finished, the parts that it has taken in, what they tell."""
+        process, processes = self.schedule.process, self.schedule.processes
+        count, complete, statistics = self._read(process)
+        done = frozenset(range(process, process + count * processes, processes))
+        return complete, done, statistics
+
+    def save(self, batches: int, statistics: Statistics, *, complete: bool = False) -> None:
+        """Saves the statistics of the first `batches` batches, if it is time and a part has ended.
+
+        Args:
+            batches: how many batches of the data set come before the next.
+            statistics: of those that this process takes.
+            complete: whether these are all; then it is always time.
+        """
+        late = time.monotonic() > self._saved + SAVE_SECONDS
+        if not complete and (batches % self.schedule.batches_per_part or not late):
+            return
+        process, processes = self.schedule.process, self.schedule.processes
+        parts = batches // self.schedule.batches_per_part
+        count = len(range(process, parts, processes))
+        leaves = {f"{i}": leaf for i, leaf in enumerate(jax.tree.leaves(statistics))}
+        facts = {"parts": np.array([count]), "complete": np.array([complete])}
+        self.folder.write(self._file(process), encode_arrays(facts | leaves))
+        self._saved = time.monotonic()
+
+    def merged(
+        self,
+        merge: Callable[[Statistics, Statistics], Statistics],
+        wait_seconds: float,
+        should_stop: Callable[[], bool],
+    ) -> Statistics:
+        """The statistics of all processes, for which it waits.
+
+        Raises:
+            Interrupted: some process has not finished within `wait_seconds`.
+        """
+        deadline = time.monotonic() + wait_seconds
+        merged = self.zero
+        for process in range(self.schedule.processes):
+            while not (found := self._read(process))[1]:
+                if time.monotonic() >= deadline or should_stop():
+                    raise Interrupted(
+                        f"process {process} of {self.schedule.processes} has not finished fitting; "
+                        "run the same command again to resume"
+                    )
+                time.sleep(POLL_SECONDS)
+            merged = merge(merged, found[2])
+        return merged
+
+    def _read(self, process: int) -> tuple[int, bool, Statistics]:
+        content = self.folder.read(self._file(process))
+        if content is None:
+            return 0, False, self.zero
+        try:
+            arrays = decode_arrays(content)
+            leaves = [arrays[f"{i}"] for i in range(len(jax.tree.leaves(self.zero)))]
+            statistics = jax.tree.unflatten(jax.tree.structure(self.zero), leaves)
+            return int(arrays["parts"][0]), bool(arrays["complete"][0]), statistics
+        except DAMAGED as error:
+            raise ValueError(
+                f"{self.folder.address}/{self._file(process)} is damaged "
+                f"({type(error).__name__}); delete it and run the same command again"
+            ) from error
+
+    def _file(self, process: int) -> str:
+        return f"statistics/{process:05}-of-{self.schedule.processes:05}.safetensors"
+
