@@ -7,6 +7,7 @@ first asked for.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from gradnorm_jax import detectors
 from gradnorm_jax.detectors import DETECTORS, Batch, Detector, Fit, parse_detectors
 from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
 from gradnorm_jax.norms import combine_norms, entrywise_norm
@@ -16,7 +17,6 @@ from gradnorm_jax.per_example import (
     per_example_reduce,
 )
 from gradnorm_jax.scores import (
-    class_moments,
     energy,
     feature_norm,
     gradnorm,
@@ -28,11 +28,12 @@ from gradnorm_jax.scores import (
     one_hot_prediction,
     residual_norm,
     smoothed_prediction,
-    tied_gaussians,
 )
+from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
 from gradnorm_jax.types import Head, Model, Outputs, head_parameters
 
 if TYPE_CHECKING:
+    from gradnorm_jax import metrics, plots
     from gradnorm_jax.adapters.function import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
@@ -54,6 +55,7 @@ __all__ = [
     "class_moments",
     "combine_norms",
     "cross_entropy",
+    "detectors",
     "energy",
     "entrywise_norm",
     "feature_norm",
@@ -66,6 +68,7 @@ __all__ = [
     "head_parameters",
     "kl_to_uniform",
     "mahalanobis",
+    "metrics",
     "msp",
     "odin",
     "one_hot_prediction",
@@ -73,6 +76,7 @@ __all__ = [
     "per_example_grad_norms",
     "per_example_grads",
     "per_example_reduce",
+    "plots",
     "residual_norm",
     "smoothed_prediction",
     "softmax_minus_uniform",
@@ -81,6 +85,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in ("metrics", "plots"):
+        return importlib.import_module(f"gradnorm_jax.{name}")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,8 @@ Raised by all: ValueError if a set is empty, is not one-dimensional, or holds a 
 finite.
 """
 
-from gradnorm_jax.metrics.figures import (
+from gradnorm_jax.metrics.intervals import Estimate, Metrics, evaluate_scores
+from gradnorm_jax.metrics.single import (
     aupr_in,
     aupr_out,
     auroc,
@@ -17,7 +18,6 @@ from gradnorm_jax.metrics.figures import (
     fpr_at_tpr,
     threshold_at_tpr,
 )
-from gradnorm_jax.metrics.intervals import Estimate, Metrics, evaluate_scores
 
 __all__ = [
     "Estimate",

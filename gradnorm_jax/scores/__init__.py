@@ -1,12 +1,6 @@
 """Pure score functions; in all of them higher means more in-distribution."""
 
-from gradnorm_jax.scores.feature import (
-    ClassMoments,
-    TiedGaussians,
-    class_moments,
-    mahalanobis,
-    tied_gaussians,
-)
+from gradnorm_jax.scores.feature import TiedGaussians, mahalanobis
 from gradnorm_jax.scores.gradient import (
     feature_norm,
     gradnorm,
@@ -19,9 +13,7 @@ from gradnorm_jax.scores.gradient import (
 from gradnorm_jax.scores.output import energy, msp, odin
 
 __all__ = [
-    "ClassMoments",
     "TiedGaussians",
-    "class_moments",
     "energy",
     "feature_norm",
     "gradnorm",
@@ -33,5 +25,4 @@ __all__ = [
     "one_hot_prediction",
     "residual_norm",
     "smoothed_prediction",
-    "tied_gaussians",
 ]

@@ -1,0 +1,28 @@
+"""Detectors: scores in the one shape that the evaluation gives to all of them.
+
+A detector is a frozen value; see `Detector`. Adding one takes a pure function in
+`gradnorm_jax.scores` and a row in `DETECTORS`; your own takes the function alone:
+
+>>> mine = Detector("mine", "logits", lambda state, model, batch: batch.outputs.logits.max(axis=-1))
+"""
+
+from gradnorm_jax.detectors.detector import Batch, Detector, Fit, Needs
+from gradnorm_jax.detectors.feature import mahalanobis
+from gradnorm_jax.detectors.gradient import gradnorm
+from gradnorm_jax.detectors.output import energy, msp, odin
+from gradnorm_jax.detectors.parse import parse_detectors
+from gradnorm_jax.detectors.table import DETECTORS
+
+__all__ = [
+    "DETECTORS",
+    "Batch",
+    "Detector",
+    "Fit",
+    "Needs",
+    "energy",
+    "gradnorm",
+    "mahalanobis",
+    "msp",
+    "odin",
+    "parse_detectors",
+]

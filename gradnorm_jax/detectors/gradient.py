@@ -1,0 +1,73 @@
+"""Detectors of the gradient space: GradNorm."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from gradnorm_jax import scores
+from gradnorm_jax.detectors.detector import Batch, Detector
+from gradnorm_jax.detectors.options import builder
+from gradnorm_jax.numerics import check_order, check_temperature
+from gradnorm_jax.types import Model
+
+
+@builder
+def gradnorm(
+    *,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+    include_bias: bool = False,
+    autodiff: bool = False,
+    select: str | Sequence[str] | None = None,
+) -> Detector:
+    """GradNorm of the last layer in closed form, or of any parameters.
+
+    Args:
+        temperature: T of the softmax.
+        ord: order of the norm.
+        include_bias: of the last layer, its bias too; not together with `select`.
+        autodiff: by the definition, `scores.gradnorm_by_autodiff`, instead of `scores.gradnorm`.
+        select: parameters other than the last layer's kernel: a path pattern such as "block4" or
+            several, or "all"; see `scores.gradnorm_of_parameters`.
+
+    Raises:
+        ValueError: an option is out of range, or two of them exclude each other.
+    """
+    check_temperature(temperature)
+    check_order(ord)
+    options: dict[str, Any] = {"temperature": temperature, "ord": ord}
+    if select is not None:
+        if include_bias or autodiff:
+            raise ValueError("select chooses the parameters: leave out include_bias and autodiff")
+        return Detector("gradnorm", "network", _of_parameters, options=options | {"select": select})
+    options["include_bias"] = include_bias
+    if autodiff:
+        return Detector("gradnorm", "network", _by_autodiff, options=options)
+    return Detector("gradnorm", "outputs", _closed_form, options=options)
+
+
+def _closed_form(
+    state: None, model: Model, batch: Batch, *, include_bias: bool, **options: float
+) -> jax.Array:
+    if include_bias and (model.head is None or model.head.bias is None):
+        raise ValueError(
+            "include_bias is set, but the model's last layer has no bias: leave the option out"
+        )
+    features, logits = batch.outputs
+    return scores.gradnorm(features, logits, include_bias=include_bias, **options)
+
+
+def _by_autodiff(
+    state: None, model: Model, batch: Batch, *, include_bias: bool, **options: float
+) -> jax.Array:
+    assert batch.images is not None
+    return scores.gradnorm_by_autodiff(model, batch.images, include_bias=include_bias, **options)
+
+
+def _of_parameters(
+    state: None, model: Model, batch: Batch, *, select: str | tuple[str, ...], **options: float
+) -> jax.Array:
+    assert batch.images is not None
+    selected = None if select == "all" else select
+    return scores.gradnorm_of_parameters(model, batch.images, select=selected, **options)

@@ -1,0 +1,173 @@
+"""Detectors from text such as `gradnorm(ord=2)` or `my_module:my_detector(option=1)`."""
+
+import collections
+import dataclasses
+import functools
+import importlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from gradnorm_jax.detectors.detector import Detector
+from gradnorm_jax.detectors.options import Bare, check_options, is_bare, shorten, signature_options
+from gradnorm_jax.detectors.table import DETECTORS
+
+_TOKEN = re.compile(r"""\s*('[^']*'|"[^"]*"|[,()\[\]=]|[^\s,()\[\]='"]+|['"])""")
+_NAME = re.compile(r"[^\W\d][\w.]*(:[^\W\d][\w.]*)?")
+
+Tokens = collections.deque[str]
+
+
+def parse_detectors(
+    specs: Iterable[str | Detector], defaults: Mapping[str, Mapping[str, Any]] | None = None
+) -> tuple[Detector, ...]:
+    """Detectors from text such as `msp` or `gradnorm(temperature=2, ord=inf)`.
+
+    A value is read as its option's annotation says: `true` or `false`, a number or `inf`, a word or
+    path with or without quotes, or a list of such in brackets.
+
+    Args:
+        specs: detectors, which pass through, or texts: a name in `DETECTORS`, or `module:name` of a
+            `Detector` or of a function that returns one, each with its options in parentheses if
+            need be. The text, spaces removed, becomes the detector's name.
+        defaults: options by name in `DETECTORS`, which a text may override.
+
+    Returns:
+        The detectors in the order of `specs`.
+
+    Raises:
+        ValueError: a text cannot be read, names no detector, or has a wrong option; or two
+            detectors have the same name.
+    """
+    if isinstance(specs, str | Detector):
+        specs = [specs]
+    detectors = tuple(_to_detector(spec, defaults or {}) for spec in specs)
+    names = [detector.name for detector in detectors]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"detector {name!r} is asked for more than once; name it once")
+    if not detectors:
+        raise ValueError(f"no detectors are asked for; known: {', '.join(DETECTORS)}")
+    return detectors
+
+
+def _to_detector(spec: str | Detector, defaults: Mapping[str, Mapping[str, Any]]) -> Detector:
+    if isinstance(spec, Detector):
+        return spec
+    if not isinstance(spec, str):
+        raise ValueError(
+            f"a detector is given by its name or as a Detector, got {shorten(repr(spec))}; a "
+            "function that builds one must be called: msp()"
+        )
+    target, options = _read_call(spec)
+    found = _import(target) if ":" in target else DETECTORS.get(target)
+    if isinstance(found, Detector):
+        if options:
+            raise ValueError(f"{target!r} is a Detector and takes no options; leave them out")
+        detector = found
+    elif callable(found):
+        detector = _build(target, found, options, defaults.get(target, {}))
+    elif found is None:
+        raise ValueError(f"unknown detector {target!r}; known: {', '.join(DETECTORS)}")
+    else:
+        raise ValueError(
+            f"{target!r} must be a Detector or a function that returns one, got {found!r}"
+        )
+    return dataclasses.replace(detector, name="".join(spec.split()))
+
+
+def _import(target: str) -> Any:
+    module, _, name = target.partition(":")
+    try:
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+    except Exception as error:  # of the user's module, whatever it raises
+        raise ValueError(
+            f"cannot import detector {target!r}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _build(
+    target: str, build: Callable[..., Any], options: dict[str, Any], defaults: Mapping[str, Any]
+) -> Detector:
+    hints, needed, open_ended = signature_options(build)
+    for option in options:
+        if option not in hints and not open_ended:
+            raise ValueError(
+                f"detector {target!r} has no option {option!r}; it has: "
+                f"{', '.join(hints) or 'none'}"
+            )
+    given = {**defaults, **check_options(target, options, hints)}
+    for option in needed:
+        if option not in given:
+            raise ValueError(f"detector {target!r} needs its option {option}: {option}=...")
+    try:
+        detector = build(**given)
+    except TypeError as error:
+        raise ValueError(f"detector {target!r} cannot be built: {error}") from error
+    if not isinstance(detector, Detector):
+        raise ValueError(f"{target!r} must return a Detector, got {shorten(repr(detector))}")
+    return detector
+
+
+class _GrammarError(Exception):
+    """The text breaks the grammar of specs."""
+
+
+def _read_call(spec: str) -> tuple[str, dict[str, Any]]:
+    """The name and the options of a spec, with values as `Bare`, `str` or a list of such."""
+    tokens = collections.deque(_TOKEN.findall(spec))
+    try:
+        target = tokens.popleft()
+        options = _read_options(tokens) if tokens else {}
+        if tokens or not _NAME.fullmatch(target):
+            raise _GrammarError
+    except (_GrammarError, IndexError):
+        raise ValueError(
+            f"cannot read detector {shorten(repr(spec))}; write NAME or NAME(option=value, ...), "
+            "with quotes around a value that has spaces, commas, brackets or '=' in it"
+        ) from None
+    return target, options
+
+
+def _read_options(tokens: Tokens) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    _expect(tokens, "(")
+    while tokens[0] != ")":
+        name = tokens.popleft()
+        if not name.isidentifier():
+            raise _GrammarError
+        _expect(tokens, "=")
+        if name in options:
+            raise ValueError(f"option {name} is given more than once; give it once")
+        options[name] = _read_value(tokens)
+        if tokens[0] != ")":
+            _expect(tokens, ",")
+    _expect(tokens, ")")
+    return options
+
+
+def _read_value(tokens: Tokens) -> Any:
+    token = tokens.popleft()
+    closing = {"(": ")", "[": "]"}.get(token)
+    if closing is None:
+        return _read_word(token)
+    items = []
+    while tokens[0] != closing:
+        items.append(_read_word(tokens.popleft()))
+        if tokens[0] != closing:
+            _expect(tokens, ",")
+    _expect(tokens, closing)
+    return items
+
+
+def _read_word(token: str) -> str:
+    if is_bare(token):
+        return Bare(token)
+    if len(token) == 1:
+        raise _GrammarError
+    return token[1:-1]
+
+
+def _expect(tokens: Tokens, mark: str) -> None:
+    if tokens.popleft() != mark:
+        raise _GrammarError

@@ -1,0 +1,1 @@
+"""Plots of scores, from arrays; each returns a matplotlib Figure to show or to save."""
