@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.open_source import open_source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class PrepareOptions:
 
 
 def run_prepare(options: PrepareOptions) -> str:
-    """Prepares a data set and says what is where; see `gradnorm_jax.data.prepare`."""
-    from gradnorm_jax.data.prepare import prepare, prepare_source  # slow to import
+    """Prepares a data set and says what is where; see `gradnorm_jax.data.tfds_prepare`."""
+    from gradnorm_jax.data.tfds_prepare import prepare, prepare_source  # slow to import
 
     # It warns of every try to reach a server, before the error that says it all.
     logging.getLogger("urllib3").setLevel(logging.ERROR)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +10,21 @@ import numpy as np
 import optax
 
 from gradnorm_jax.cli.demo_data import OOD_SETS, write_images
-from gradnorm_jax.data.loader import batches
+from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import get_preprocess, scale
-from gradnorm_jax.data.sources import open_source
-from gradnorm_jax.data.split import Split
-from gradnorm_jax.evaluation.evaluate import Evaluation
-from gradnorm_jax.evaluation.run import EvaluateOptions, run
-from gradnorm_jax.evaluation.scoring import Track, no_progress
-from gradnorm_jax.models import ARCHITECTURES, init_model, save_weights
-from gradnorm_jax.types import Model, Params
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.evaluation.evaluate import evaluate
+from gradnorm_jax.evaluation.records import Result
+from gradnorm_jax.models import (
+    ARCHITECTURES,
+    get_architecture,
+    init_model,
+    load_model,
+    save_weights,
+)
+from gradnorm_jax.progress import Track, no_progress, show_progress
+from gradnorm_jax.tree import Params
+from gradnorm_jax.types import Model
 
 MODEL = "bit_tiny"
 
@@ -39,7 +44,7 @@ class DemoOptions:
     seed: int = 0
 
 
-def run_demo(options: DemoOptions, track: Track[Any] = no_progress) -> Evaluation:
+def run_demo(options: DemoOptions, progress: bool | Track | None = None) -> Result:
     """Writes images, trains a network on some of them, and evaluates it.
 
     The evaluation is that of `gradnorm-jax evaluate`, on folders of images and a checkpoint.
@@ -50,19 +55,19 @@ def run_demo(options: DemoOptions, track: Track[Any] = no_progress) -> Evaluatio
     """
     images = _new_folder(options.out) / "images"
     write_images(images)
-    model = train(images / "train", options.steps, options.seed, track)
     weights = options.out / "weights.npz"
+    with show_progress(progress) as track:
+        model = train(images / "train", options.steps, options.seed, track)
     save_weights(model.params, MODEL, weights)
-    return run(
-        EvaluateOptions(
-            model=MODEL,
-            weights=weights,
-            id=str(images / "test"),
-            ood=tuple(f"{name}={images / name}" for name in OOD_SETS),
-            fit=str(images / "train"),
-            out=options.out / "results",
-        ),
-        track,
+    return evaluate(
+        load_model(MODEL, weights),
+        images / "test",
+        {name: images / name for name in OOD_SETS},
+        fit=images / "train",
+        preprocess=get_architecture(MODEL).preprocess,
+        out=options.out / "results",
+        name=MODEL,
+        progress=progress,
     )
 
 
@@ -74,14 +79,15 @@ def _new_folder(path: Path) -> Path:
 
 
 def train(
-    folder: Path, steps: int, seed: int, track: Track[Any] = no_progress, batch_size: int = 64
+    folder: Path, steps: int, seed: int, track: Track = no_progress, batch_size: int = 64
 ) -> Model:
     """Trains `bit_tiny` on a folder of class subfolders, with Adam on a cosine schedule."""
     preprocess = get_preprocess(ARCHITECTURES[MODEL].preprocess)
-    source = open_source(str(folder))
-    (everything,) = batches(source, preprocess, Split(len(source)))
+    stream = as_stream(folder, preprocess)
+    assert stream.length is not None
+    (everything,) = stream.batches(BatchSchedule(stream.length + 1))
     labels = jnp.asarray(everything.labels)
-    images = scale(jnp.asarray(everything.pixels), preprocess)
+    images = scale(jnp.asarray(everything.data[everything.mask]), preprocess)
 
     model = init_model(MODEL, int(labels.max()) + 1, jax.random.key(seed))
     # At 3e-3 some figures move by tens of points with the seed.
@@ -92,7 +98,7 @@ def train(
     for _ in track(range(steps), "training", steps):
         chosen = rng.choice(len(labels), batch_size, replace=False)
         params, state = update(params, state, images[chosen], labels[chosen])
-    return dataclasses.replace(model, params=params)
+    return model.replace(params=params)
 
 
 def _update(

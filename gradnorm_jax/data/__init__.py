@@ -75,8 +75,8 @@ def file_stream(
     if not isinstance(preprocess, Preprocess):
         raise ValueError(
             f"image files ({source}) need a Preprocess to become the network's input, got "
-            f"preprocess={preprocess!r}: give one by name, such as 'imagenet224', or composed, such "
-            "as 'resize=256,crop=224,mean=imagenet,std=imagenet'"
+            f"preprocess={preprocess!r}: give one by name, such as 'imagenet224', or composed, "
+            "such as 'resize=256,crop=224,mean=imagenet,std=imagenet'"
         )
     if isinstance(source, str | os.PathLike):
         source = open_source(os.fspath(source), data_dir)

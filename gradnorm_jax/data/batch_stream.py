@@ -1,4 +1,4 @@
-"""Batches from any loader as a data set: Grain, tf.data, PyTorch, Hugging Face, a list, a function."""
+"""Batches of any loader as a data set: Grain, tf.data, PyTorch, Hugging Face, a function."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -143,7 +143,8 @@ def _entries(element: Any) -> tuple[Any, Any, Any, Any]:
     if isinstance(element, tuple | list) and not isinstance(element[0], Image.Image):
         if len(element) != 2:
             raise ValueError(
-                f"a batch must be an array, (images, labels) or a mapping, got {len(element)} entries"
+                "a batch must be an array, (images, labels) or a mapping, got "
+                f"{len(element)} entries"
             )
         return (*element, None, None)
     return element, None, None, None

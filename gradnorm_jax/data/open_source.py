@@ -16,8 +16,8 @@ def open_source(spec: str, data_dir: str | os.PathLike[str] | None = None) -> So
     Args:
         spec: `folder:PATH` (see `folder_source`), `csv:PATH` (see `csv_source`),
             `list:PATH[@FOLDER]` (see `list_source`), `tfds:NAME[/CONFIG][:SPLIT]` (see
-            `gradnorm_jax.data.tfds_source.tfds_source`), or a bare path: of a CSV file if it ends in
-            `.csv`, of a folder otherwise.
+            `tfds_source`), or a bare path: of a CSV file if it ends in `.csv`, of a folder
+            otherwise.
         data_dir: where `tfds:` looks for prepared data sets; by default where tfds itself does, in
             TFDS_DATA_DIR or else ~/tensorflow_datasets.
 

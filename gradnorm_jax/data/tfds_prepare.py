@@ -15,8 +15,8 @@ from tensorflow_datasets.core.dataset_builders import adhoc_builder
 from tensorflow_datasets.core.download import downloader
 from tensorflow_datasets.core.utils import py_utils, tqdm_utils
 
-from gradnorm_jax.data.source import Source
 from gradnorm_jax.data.ood_builders import OODBuilder
+from gradnorm_jax.data.source import Source
 from gradnorm_jax.data.tfds_source import expand, find_prepared, formats, place, prepare_command
 
 # Ten, as tfds has it, take minutes to tell that there is no network.

@@ -1,138 +1,444 @@
-"""The main job: scores of ID and OOD images by all detectors, and how well they separate them."""
+"""The main job: scores of ID and OOD inputs by all detectors, and how well they separate them."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+import contextlib
+import dataclasses
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 from jax.sharding import Mesh
 
-from gradnorm_jax.data.preprocess import Preprocess
-from gradnorm_jax.data.sources import Source
-from gradnorm_jax.detectors import Detector
-from gradnorm_jax.evaluation.figures import compare
-from gradnorm_jax.evaluation.passes import Execution, Fitted, fit_feed, fitting_mesh, score_feed
-from gradnorm_jax.evaluation.scoring import Feed, Track, image_feed, no_progress
-from gradnorm_jax.evaluation.table import Excluded, ScoreTable
-from gradnorm_jax.metrics import Metrics
-from gradnorm_jax.sharding import put_shared
+from gradnorm_jax.data import as_stream
+from gradnorm_jax.data.preprocess import Prepare, get_preprocess
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.data.stream import DataStream, Excluded
+from gradnorm_jax.detectors import Detector, parse_detectors
+from gradnorm_jax.evaluation import report
+from gradnorm_jax.evaluation.loop import (
+    Execution,
+    check_excluded,
+    initial_statistics,
+    merge_statistics,
+    score,
+    update_statistics,
+)
+from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
+from gradnorm_jax.evaluation.records import (
+    FIT,
+    ID,
+    Result,
+    ScoreTable,
+    Unfinished,
+    known_accuracy,
+)
+from gradnorm_jax.evaluation.run_config import (
+    CONFIG,
+    claim_folder,
+    describe_run,
+    read_config,
+)
+from gradnorm_jax.evaluation.sinks import FolderSink, MemorySink, StatisticsFiles
+from gradnorm_jax.evaluation.step import States, place_model, put_states
+from gradnorm_jax.evaluation.storage import Folder, open_folder, read_table
+from gradnorm_jax.metrics import evaluate_scores
+from gradnorm_jax.progress import Track, show_progress
 from gradnorm_jax.types import Model
 
-ID = "ID"
-"""The name of the in-distribution set in tables and files."""
-FIT = "fit"
-"""The name of the training images in files."""
+DEFAULT_DETECTORS = ("msp", "odin", "mahalanobis", "energy", "gradnorm")
+"""The detectors of the paper's Table 1."""
+
+PART_SIZE = 256
+"""About how many inputs a part of a run folder holds: the most that a killed run loses."""
 
 
-class Evaluation(NamedTuple):
-    """The result of `evaluate`.
+class _Run(NamedTuple):
+    """What all passes of an evaluation share.
 
     Attributes:
-        tables: scores of the in-distribution images under the name "ID", then of each OOD set.
-        accuracy: fraction of ID images with a known label that is predicted; None if none is known.
-        metrics: figures with intervals, by detector and OOD set.
-        not_run: why a detector was left out, by its name.
-        fit_excluded: the files of the training images that could not be used.
+        model: the classifier, on the devices.
+        execution: how passes are carried out.
+        folder: where results are kept; None for memory.
+        cache: where features and logits are kept as well.
+        wait_seconds: how long to wait for other processes.
     """
 
-    tables: Mapping[str, ScoreTable]
-    accuracy: float | None
-    metrics: Mapping[str, Mapping[str, Metrics]]
-    not_run: Mapping[str, str]
-    fit_excluded: list[Excluded]
+    model: Model
+    execution: Execution
+    folder: Folder | None
+    cache: OutputCache | None
+    wait_seconds: float
 
 
 def evaluate(
     model: Model,
+    id_data: Any,
+    ood_data: Mapping[str, Any],
     *,
-    preprocess: Preprocess,
-    id_source: Source,
-    ood_sources: Mapping[str, Source],
-    detectors: Sequence[Detector],
-    fit_source: Source | None = None,
+    detectors: Iterable[str | Detector] = DEFAULT_DETECTORS,
+    fit: Any = None,
+    preprocess: Prepare | str = None,
+    out: str | os.PathLike[str] | None = None,
+    name: str | None = None,
+    cache: Literal["float32", "bfloat16"] | None = None,
     batch_size: int = 64,
     label_offset: int = 0,
+    max_undecodable: float = 0.01,
     mesh: Mesh | None = None,
-    track: Track[Any] = no_progress,
-) -> Evaluation:
-    """Evaluates detectors on one in-distribution set against one or more OOD sets, in memory.
+    process: tuple[int, int] = (0, 1),
+    wait_seconds: float = 3600.0,
+    progress: bool | Track | None = None,
+    should_stop: Callable[[], bool] = bool,
+) -> Result:
+    """Evaluates detectors on an in-distribution (ID) set against out-of-distribution (OOD) sets.
+
+    All detectors that need only features and logits come from one forward pass, on all devices.
+
+    >>> result = evaluate(model, (images, labels), {"svhn": svhn_images}, detectors=["gradnorm"])
+    >>> print(result)
+    >>> result["gradnorm", "svhn"].auroc.value
+
+    A data set is any of: an array `[N, ...]` of inputs as the network takes them, or a pair of it
+    and labels `[N]`; a loader of batches, or a function that returns one (Grain, `tf.data`,
+    PyTorch, Hugging Face, a list), which yields arrays, pairs, or mappings with `image` and, if
+    there are any, `label`, `id` and `mask`; a folder of images, or another string that names files
+    on the command line (`csv:FILE`, `tfds:NAME:SPLIT`); a `Source` or a `DataStream`.
+
+    With `out`, results are kept in a folder: scores (Parquet), metrics (JSON), a report (Markdown)
+    and histograms (PNG). A run that was interrupted resumes when the same call is made again; its
+    files come out the same to the byte. A folder that holds another run is refused, and the
+    difference named. Several processes share a run, each with devices of its own, by nothing but
+    the folder.
 
     Args:
-        model: the classifier; see `gradnorm_jax.adapters` for how to make one.
-        preprocess: how images become the network's input.
-        id_source: in-distribution test images.
-        ood_sources: out-of-distribution images by the name of their set.
-        detectors: from `parse_detectors`, or your own.
-        fit_source: labelled in-distribution training images. Without them detectors that need to be
-            fitted are not run.
-        batch_size: rounded up to a multiple of the number of devices; no result depends on it.
+        model: the classifier, from `from_linen`, `from_nnx`, `from_apply` or `models.load_model`.
+        id_data: in-distribution test data.
+        ood_data: out-of-distribution data by the name of their set.
+        detectors: names, such as "gradnorm(ord=2)", or `Detector` objects.
+        fit: in-distribution training data, with labels for detectors that need them. Without it
+            detectors that are fitted are not run.
+        preprocess: what image files need: a `Preprocess`, its name, or one composed as on the
+            command line. It applies to uint8 arrays as well, image by image. Or a function of a
+            batch `[B, ...]` that makes the network's input on the device.
+        out: folder for the results: new, empty, or of the same run. A path, or a URL (`gs://`).
+        name: identifies the model in the run folder, beside a hash of its arrays.
+        cache: keep features and logits in the folder too, in this precision; see `evaluate_cache`.
+        batch_size: of all devices; no result depends on it, up to rounding.
         label_offset: class k is logit k + label_offset; it matters to the accuracy alone.
-        mesh: the devices to use, from `gradnorm_jax.sharding.batch_mesh`. By default all; each
-            holds all parameters or, where these do not fit, a part of them (see `fitting_mesh`).
-            Only if the model's arrays are NumPy's does no device ever hold all of them.
-        track: shows progress.
+        max_undecodable: the largest fraction of a set's images that may be undecodable. They are
+            listed and left out.
+        mesh: the devices to use, by default all of this process. Parameters that are spread over
+            devices already stay as they are, and their mesh is used.
+        process: `(i, n)`: this process is number i of n that share the run through `out`.
+        wait_seconds: how long to wait for the other processes, between fitting and scoring.
+        progress: True or False for bars or none, a function `(items, description, total) -> items`
+            for another kind; by default bars in a terminal or a notebook.
+        should_stop: whether to stop after the present batch; then the call raises `Interrupted`.
+
+    Returns:
+        The result.
 
     Raises:
-        ValueError: no detector can be run, a score is not finite, a set has no usable image, or
-            there are several processes.
+        ValueError: an argument is wrong, no detector can be run, a score is not finite, or a set
+            has no usable input.
+        OSError: a file cannot be read or written, or the folder holds something else.
+        Interrupted: it was stopped, or another process has not finished fitting in time.
+        Unfinished: this process has done its share, and others have not.
     """
-    sources = {ID: id_source, **ood_sources}
-    fit = None
-    if fit_source is not None and any(d.fit for d in detectors):
-        fit = image_feed(FIT, fit_source, preprocess)
-    return evaluate_feeds(
+    chosen = parse_detectors(detectors)
+    prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    streams = {
+        key: as_stream(data, prepare, name=key)
+        for key, data in _check_names({ID: id_data, **ood_data}).items()
+    }
+    if fit is not None and (cache or any(d.fit for d in chosen)):
+        streams[FIT] = as_stream(fit, prepare, name=FIT)
+    return _evaluate(
         model,
-        {name: image_feed(name, source, preprocess) for name, source in sources.items()},
-        detectors,
-        fit=fit,
-        label_offset=label_offset,
-        execution=Execution(mesh=mesh or fitting_mesh(model), batch_size=batch_size, track=track),
+        streams,
+        chosen,
+        prepare,
+        out=out,
+        cache=cache,
+        batch_size=batch_size,
+        facts={"model": name, "label_offset": label_offset, "cache": cache},
+        max_undecodable=max_undecodable,
+        mesh=mesh,
+        process=process,
+        wait_seconds=wait_seconds,
+        progress=progress,
+        should_stop=should_stop,
     )
 
 
-def evaluate_feeds(
-    model: Model,
-    feeds: Mapping[str, Feed],
-    detectors: Sequence[Detector],
+def evaluate_cache(
+    run: str | os.PathLike[str],
     *,
-    fit: Feed | None,
-    label_offset: int,
-    execution: Execution,
-    not_run: Mapping[str, str] | None = None,
-) -> Evaluation:
-    """Evaluates detectors on data sets that may not be images any more; see `evaluate`.
+    detectors: Iterable[str | Detector] = DEFAULT_DETECTORS,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool | Track | None = None,
+    should_stop: Callable[[], bool] = bool,
+) -> Result:
+    """Evaluates detectors on what an earlier run kept with `cache`, without network or images.
 
     Args:
-        model: the classifier, or what the feeds need of it.
-        feeds: the in-distribution set under the name "ID", and one or more others.
-        detectors: those asked for.
-        fit: labelled in-distribution training images.
-        label_offset: class k is logit k + label_offset.
-        execution: how passes are carried out.
-        not_run: why a detector cannot be run, by its name.
+        run: the folder of the earlier run.
+        detectors: those that need no more than features and logits; the others are not run.
+        out: folder for the results.
+        progress: see `evaluate`.
+        should_stop: see `evaluate`.
+
+    Raises:
+        ValueError: as in `evaluate`, or a file of the cache is damaged or missing.
+        FileNotFoundError: the folder holds no cache.
     """
-    unfitted = {
-        d.name: "it is fitted to labelled ID training images, and none were given (--fit)"
-        for d in detectors
-        if d.fit and fit is None
-    }
-    not_run = unfitted | dict(not_run or {})
-    detectors = tuple(d for d in detectors if d.name not in not_run)
-    if not detectors:
+    folder = open_folder(run)
+    config = read_config(folder)
+    if config is None or not config.get("cache"):
+        raise FileNotFoundError(f"{folder.address} holds no run with a cache; evaluate with one")
+    chosen = parse_detectors(detectors)
+    names = [key for key in config["data"] if key != FIT or any(d.fit for d in chosen)]
+    part_size = config["batch_size"] * config["batches_per_part"]
+    return _evaluate(
+        read_head(folder),
+        {key: cached_stream(folder, key, part_size) for key in names},
+        chosen,
+        None,
+        out=out,
+        batch_size=config["batch_size"],
+        facts={"of": config, "label_offset": config["label_offset"], "cache": None},
+        not_run={
+            d.name: "it runs the network, of which the cache holds only the outputs"
+            for d in chosen
+            if d.needs == "network"
+        },
+        max_undecodable=1.0,
+        progress=progress,
+        should_stop=should_stop,
+    )
+
+
+def _evaluate(
+    model: Model,
+    streams: Mapping[str, DataStream],
+    detectors: tuple[Detector, ...],
+    preprocess: Prepare,
+    *,
+    out: str | os.PathLike[str] | None,
+    batch_size: int,
+    facts: Mapping[str, Any],
+    max_undecodable: float,
+    progress: bool | Track | None,
+    should_stop: Callable[[], bool],
+    not_run: Mapping[str, str] | None = None,
+    cache: str | None = None,
+    mesh: Mesh | None = None,
+    process: tuple[int, int] = (0, 1),
+    wait_seconds: float = 0.0,
+) -> Result:
+    _check_options(batch_size, max_undecodable, process, out, cache)
+    not_run = dict(not_run or {}) | _cannot_run(detectors, model, has_fit=FIT in streams)
+    runnable = tuple(d for d in detectors if d.name not in not_run)
+    if not runnable:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
         raise ValueError(f"none of the detectors can be run: {reasons}")
-    model = put_shared(execution.mesh, model)
-    fitted = fit_feed(model, fit, detectors, execution) if fit else Fitted({}, [])
-    tables = {
-        name: score_feed(model, fitted.states, feed, detectors, execution)
-        for name, feed in feeds.items()
-    }
-    rest = dict(tables)
-    metrics = compare([d.name for d in detectors], rest.pop(ID), rest, execution)
-    accuracy = _accuracy(tables[ID], label_offset)
-    return Evaluation(tables, accuracy, metrics, not_run, fitted.excluded)
+    placed, placement = place_model(model, mesh)
+    schedule = _make_schedule(batch_size, placement.mesh.size, streams.values(), process)
+    folder = None if out is None else open_folder(out)
+    with contextlib.ExitStack() as stack:
+        if folder is not None:
+            facts = dict(facts) | {
+                "batch_size": schedule.batch_size,
+                "batches_per_part": schedule.batches_per_part,
+                "processes": schedule.processes,
+            }
+            config = describe_run(model, streams, detectors, preprocess, facts)
+            stack.enter_context(_held(folder, config))
+        track = stack.enter_context(show_progress(progress))
+        execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
+        kept = OutputCache(folder, cache) if folder is not None and cache else None
+        run = _Run(placed, execution, folder, kept, wait_seconds)
+        states: States = {}
+        fit_excluded: Sequence[Excluded] = ()
+        if FIT in streams:
+            states, fit_excluded = _fit(run, streams[FIT], runnable)
+        tables = {
+            name: _score(run, name, stream, states, runnable)
+            for name, stream in streams.items()
+            if name != FIT
+        }
+        result = _compare(run, tables, runnable, facts["label_offset"])
+        result = dataclasses.replace(result, not_run=not_run, fit_excluded=fit_excluded)
+        if folder is not None:
+            if kept is not None:
+                write_head(folder, model)
+            report.write_report(folder, result)
+    return result
 
 
-def _accuracy(table: ScoreTable, label_offset: int) -> float | None:
-    known = table.labels >= 0
-    if not known.any():
-        return None
-    return float((table.predictions[known] == table.labels[known] + label_offset).mean())
+def _score(
+    run: _Run, name: str, stream: DataStream, states: States, detectors: tuple[Detector, ...]
+) -> ScoreTable | None:
+    """The scores of a data set; None if other processes have not done their share."""
+    schedule = run.execution.schedule
+    if run.folder is None:
+        sink: MemorySink | FolderSink = MemorySink()
+    else:
+        table = read_table(run.folder, name, schedule.part_size)
+        if table is not None:
+            return _checked(run, name, stream, table)
+        sink = FolderSink(run.folder, name, schedule, run.cache)
+        schedule = dataclasses.replace(schedule, done=sink.done())
+    execution = dataclasses.replace(run.execution, schedule=schedule)
+    states = put_states(states, execution.placement)
+    for batch in score(name, stream, run.model, states, detectors, execution):
+        sink.write(batch)
+    table = sink.finish()
+    if table is None and schedule.processes == 1:
+        raise ValueError(f"{name} holds no input; give at least one")
+    return None if table is None else _checked(run, name, stream, table)
+
+
+def _fit(
+    run: _Run, stream: DataStream, detectors: Sequence[Detector]
+) -> tuple[States, Sequence[Excluded]]:
+    """What all detectors that need it learn, in one pass, and the inputs that cannot be used."""
+    fits = {d.name: d.fit for d in detectors if d.fit}
+    statistics = initial_statistics(fits, run.model)
+    execution, schedule = run.execution, run.execution.schedule
+    if run.folder is None:
+        sink: MemorySink | FolderSink = MemorySink()
+        for batch in score(FIT, stream, run.model, {}, (), execution):
+            statistics = update_statistics(fits, statistics, batch)
+            sink.write(batch)
+    else:
+        files = StatisticsFiles(run.folder, schedule, statistics)
+        complete, done, statistics = files.load()
+        sink = FolderSink(run.folder, FIT, schedule, run.cache)
+        if not complete:
+            execution = dataclasses.replace(
+                execution, schedule=dataclasses.replace(schedule, done=done)
+            )
+            for batch in score(FIT, stream, run.model, {}, (), execution):
+                statistics = update_statistics(fits, statistics, batch)
+                sink.write(batch)
+                files.save(batch.number + 1, statistics)
+            sink.finish()
+            files.save(0, statistics, complete=True)
+        statistics = files.merged(
+            lambda left, right: merge_statistics(fits, left, right),
+            run.wait_seconds,
+            execution.should_stop,
+        )
+    table = sink.finish()
+    if table is None:
+        raise ValueError(f"the training data (fit) hold no input, or files of {FIT} are missing")
+    table = _checked(run, FIT, stream, table)
+    states = {name: fit.finalize(statistics[name]) for name, fit in fits.items()}
+    return states, table.excluded
+
+
+def _checked(run: _Run, name: str, stream: DataStream, table: ScoreTable) -> ScoreTable:
+    """The table, with the files that were passed over; ValueError if too much is unusable."""
+    check_excluded(name, table.excluded, stream.length, run.execution.max_undecodable)
+    if not len(table.positions):
+        first = "; the first: " + ": ".join(table.excluded[0][:2]) if table.excluded else ""
+        raise ValueError(f"none of the inputs of {name} can be used{first}")
+    ignored = [Excluded(file, "not an image by its name") for file in stream.ignored]
+    return table._replace(excluded=[*ignored, *table.excluded])
+
+
+def _compare(
+    run: _Run,
+    tables: Mapping[str, ScoreTable | None],
+    detectors: Sequence[Detector],
+    label_offset: int,
+) -> Result:
+    found = {name: table for name, table in tables.items() if table is not None}
+    if len(found) < len(tables):
+        process, processes = run.execution.schedule.process, run.execution.schedule.processes
+        raise Unfinished(
+            f"process {process} of {processes} has done its share; the last to finish writes the "
+            "report"
+        )
+    cells = [(d.name, name) for d in detectors for name in found if name != ID]
+    metrics: dict[str, dict[str, Any]] = {d.name: {} for d in detectors}
+    for detector, name in run.execution.track(cells, "metrics", len(cells)):
+        metrics[detector][name] = evaluate_scores(
+            found[ID].scores[detector], found[name].scores[detector]
+        )
+    return Result(found, metrics, known_accuracy(found[ID], label_offset))
+
+
+def _cannot_run(detectors: Sequence[Detector], model: Model, *, has_fit: bool) -> dict[str, str]:
+    reasons = {}
+    for d in detectors:
+        if d.fit and not has_fit:
+            reasons[d.name] = "it is fitted to ID training data, and none are given (fit)"
+        elif d.needs == "outputs" and model.head is None:
+            reasons[d.name] = "it needs features, and the model has no linear last layer"
+    return reasons
+
+
+def _make_schedule(
+    batch_size: int, devices: int, streams: Iterable[DataStream], process: tuple[int, int]
+) -> BatchSchedule:
+    """Batches no larger than the largest data set, and a multiple of the number of devices."""
+    lengths = [stream.length for stream in streams]
+    longest = max((n for n in lengths if n is not None), default=batch_size)
+    if None not in lengths:
+        batch_size = min(batch_size, max(longest, 1))
+    batch_size = -(-batch_size // devices) * devices
+    return BatchSchedule(batch_size, max(1, PART_SIZE // batch_size), *process)
+
+
+def _check_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    if len(data) < 2:
+        raise ValueError("no OOD set is given; give at least one, as {name: data}")
+    seen = {FIT}
+    for name in data:
+        if (
+            not isinstance(name, str)
+            or not name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+        ):
+            raise ValueError(
+                f"OOD set name {name!r} cannot be that of a file; use letters, digits, . _ and -"
+            )
+        if len(name) > 100:
+            raise ValueError(f"OOD set name {name[:20]!r}... is too long; use at most 100 letters")
+        if name.lower() in seen:
+            raise ValueError(f"OOD set name {name!r} is taken; give each set a name of its own")
+        seen.add(name.lower())
+    return data
+
+
+def _check_options(
+    batch_size: int,
+    max_undecodable: float,
+    process: tuple[int, int],
+    out: Any,
+    cache: str | None,
+) -> None:
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0 <= max_undecodable <= 1:
+        raise ValueError(f"max_undecodable is a fraction from 0 to 1, got {max_undecodable}")
+    if not 0 <= process[0] < process[1]:
+        raise ValueError(
+            f"process must be (i, n) with 0 <= i < n, got {process}: number processes from 0"
+        )
+    if out is None and (process[1] > 1 or cache):
+        what = "several processes" if process[1] > 1 else "a cache"
+        raise ValueError(f"{what} cannot share results kept in memory: give a folder (out)")
+
+
+@contextlib.contextmanager
+def _held(folder: Folder, config: Mapping[str, Any]) -> Any:
+    """Claims the folder, and gives it up if nothing has come of it."""
+    claim_folder(folder, dict(config))
+    try:
+        yield
+    except Exception:
+        # Leave nothing in the way of another try.
+        if config["processes"] == 1 and folder.names() == [CONFIG]:
+            folder.delete(CONFIG)
+        raise

@@ -21,16 +21,10 @@ from gradnorm_jax.evaluation.records import (
     Statistics,
 )
 from gradnorm_jax.evaluation.step import Placement, Scored, States, put_batch, score_batch
-from gradnorm_jax.types import Model, Outputs, head_parameters
+from gradnorm_jax.progress import Track, no_progress
+from gradnorm_jax.types import Model, head_parameters
 
 Item = TypeVar("Item")
-Track = Callable[[Iterable[Any], str, int | None], Iterable[Any]]
-"""Shows progress: `(items, description, total or None if unknown) -> items`."""
-
-
-def no_progress(items: Iterable[Item], description: str, total: int | None) -> Iterable[Item]:
-    """The `Track` that shows nothing."""
-    return items
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,8 +129,8 @@ def _check_finite(name: str, table: ScoreTable) -> None:
         bad = list(itertools.compress(table.ids, ~np.isfinite(values)))
         if bad:
             raise ValueError(
-                f"{detector} gives scores that are not finite on {name}, for {len(bad)} inputs of a "
-                f"batch ({', '.join(bad[:5])}): check the weights and the preprocessing"
+                f"{detector} gives scores that are not finite on {name}, for {len(bad)} inputs of "
+                f"a batch ({', '.join(bad[:5])}): check the weights and the preprocessing"
             )
 
 
@@ -161,8 +155,6 @@ def update_statistics(
     }
 
 
-def merge_statistics(
-    fits: Mapping[str, Fit], left: Statistics, right: Statistics
-) -> Statistics:
+def merge_statistics(fits: Mapping[str, Fit], left: Statistics, right: Statistics) -> Statistics:
     """The statistics of two disjoint sets of inputs together."""
     return {name: fit.merge(left[name], right[name]) for name, fit in fits.items()}

@@ -122,8 +122,8 @@ def _read(
     content = folder.read(_file(name, part))
     if content is None or checksum(content) != facts.get("outputs"):
         raise ValueError(
-            f"{folder.address}/{_file(name, part)} is {'damaged' if content else 'missing'}; delete "
-            "it and run the command that wrote it again"
+            f"{folder.address}/{_file(name, part)} is {'damaged' if content else 'missing'}; "
+            "delete it and run the command that wrote it again"
         )
     arrays = {key: array.astype(np.float32) for key, array in decode_arrays(content).items()}
     return table, Outputs(arrays.get("features"), arrays["logits"])  # type: ignore[arg-type]

@@ -135,7 +135,7 @@ def count_positions(table: ScoreTable) -> int:
 
 
 def known_accuracy(table: ScoreTable, label_offset: int = 0) -> float | None:
-    """Fraction of rows with a known label, class k being logit k + `label_offset`, that is right."""
+    """Top-1 accuracy on the rows with a known label k, which is logit k + `label_offset`."""
     known = table.labels >= 0
     if not known.any():
         return None

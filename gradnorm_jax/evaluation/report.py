@@ -1,14 +1,22 @@
-"""The results for people: tables in the terminal and in Markdown, and score histograms."""
+"""The results for people and programs: tables for terminal, notebook and Markdown; files."""
 
 import dataclasses
+import html
+import io
+import logging
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import IO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import rich.console
 import rich.table
+import rich.text
 
-from gradnorm_jax.evaluation.evaluate import ID, Evaluation
+from gradnorm_jax import plots
+from gradnorm_jax.data.stream import Excluded
+from gradnorm_jax.evaluation.records import FIT, ID, Result
+from gradnorm_jax.evaluation.storage import Folder, to_json
 from gradnorm_jax.metrics import Estimate, Metrics
 
 HEADLINE = {
@@ -16,7 +24,7 @@ HEADLINE = {
     "AUROC ↑": "auroc",
     "AUPR ↑": "aupr_in",
 }
-FIGURES = {
+ALL_METRICS = {
     "AUROC": "auroc",
     "AUPR-in": "aupr_in",
     "AUPR-out": "aupr_out",
@@ -24,6 +32,11 @@ FIGURES = {
     "FPR95 (OOD positive)": "fpr_at_95_tpr_ood_positive",
     "Detection error": "detection_error",
 }
+CAPTION = (
+    f"Each cell: {' / '.join(HEADLINE)}, in percent. FPR95 takes ID as the positive class, AUPR "
+    "likewise; higher scores mean more in-distribution."
+)
+_LISTED = 5
 
 
 class Table(NamedTuple):
@@ -34,114 +47,174 @@ class Table(NamedTuple):
 
 
 def averages(cells: Iterable[Metrics]) -> dict[str, float]:
-    """The mean of each figure over OOD sets, by its name in `Metrics`."""
+    """The mean of each metric over OOD sets, by its name in `Metrics`."""
     cells = list(cells)
     names = [field.name for field in dataclasses.fields(Metrics)]
     return {name: fmean(getattr(cell, name).value for cell in cells) for name in names}
 
 
-def headline_table(evaluation: Evaluation, separator: str = " / ") -> Table:
+def headline_table(result: Result, separator: str = " / ") -> Table:
     """Detectors by OOD sets and their average, as in Table 1 of the paper, in percent."""
 
     def show(cells: Iterable[Metrics]) -> str:
         values = averages(cells)
         return separator.join(f"{100 * values[name]:.2f}" for name in HEADLINE.values())
 
-    sets = [name for name in evaluation.tables if name != ID]
+    sets = [name for name in result.tables if name != ID]
     rows = [
         [detector, *(show([cells[name]]) for name in sets), show(cells.values())]
-        for detector, cells in evaluation.metrics.items()
+        for detector, cells in result.metrics.items()
     ]
-    rows += [[detector, *["not run"] * (len(sets) + 1)] for detector in evaluation.not_run]
+    rows += [[detector, *["not run"] * (len(sets) + 1)] for detector in result.not_run]
     return Table(["Detector", *sets, "Average"], rows)
 
 
-def full_table(evaluation: Evaluation) -> Table:
-    """Every figure of every detector on every OOD set with its interval, in percent."""
+def full_table(result: Result) -> Table:
+    """Every metric of every detector on every OOD set with its interval, in percent."""
 
     def show(estimate: Estimate) -> str:
         value, low, high = (100 * x for x in dataclasses.astuple(estimate))
         return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
     rows = [
-        [detector, name, *(show(getattr(cell, figure)) for figure in FIGURES.values())]
-        for detector, cells in evaluation.metrics.items()
+        [detector, name, *(show(getattr(cell, metric)) for metric in ALL_METRICS.values())]
+        for detector, cells in result.metrics.items()
         for name, cell in cells.items()
     ]
-    return Table(["Detector", "OOD set", *FIGURES], rows)
+    return Table(["Detector", "OOD set", *ALL_METRICS], rows)
 
 
-def remarks(evaluation: Evaluation) -> list[str]:
-    """A sentence on each detector and image that the tables leave out."""
-    lines = [f"{detector} was not run: {why}." for detector, why in evaluation.not_run.items()]
-    excluded = {name: table.excluded for name, table in evaluation.tables.items()}
-    for source, images in {**excluded, "fit": evaluation.fit_excluded}.items():
-        if images:
-            listed = "; ".join(f"{image.id} ({image.reason})" for image in images[:5])
-            more = f"; and {len(images) - 5} more" if len(images) > 5 else ""
-            lines.append(f"{source}: {len(images)} files were excluded: {listed}{more}.")
+def data_sets(result: Result) -> list[str]:
+    """A sentence on each data set."""
+    lines = [f"{name}: {len(table.ids)} inputs" for name, table in result.tables.items()]
+    if result.accuracy is not None:
+        lines[0] += f", top-1 accuracy {100 * result.accuracy:.2f} %"
     return lines
 
 
-def to_rich(evaluation: Evaluation) -> rich.table.Table:
-    """The headline table for a terminal, figures below each other to keep it narrow."""
-    header, rows = headline_table(evaluation, separator="\n")
+def remarks(result: Result) -> list[str]:
+    """A sentence on each detector and input that the tables leave out."""
+    lines = [f"{detector} was not run: {why}." for detector, why in result.not_run.items()]
+    excluded = {name: table.excluded for name, table in result.tables.items()}
+    for name, inputs in {**excluded, FIT: result.fit_excluded}.items():
+        # Those that look like images and are not come first: they are the surprise.
+        inputs = sorted(inputs, key=lambda each: each.position < 0)
+        if inputs:
+            listed = "; ".join(f"{each.id} ({each.reason})" for each in inputs[:_LISTED])
+            more = f"; and {len(inputs) - _LISTED} more" if len(inputs) > _LISTED else ""
+            lines.append(f"{name}: {len(inputs)} files were excluded: {listed}{more}.")
+    return lines
+
+
+def to_rich(result: Result) -> rich.table.Table:
+    """The headline table for a terminal, metrics below each other to keep it narrow."""
+    header, rows = headline_table(result, separator="\n")
     shown = rich.table.Table(show_lines=True)
     shown.add_column(header[0])
     shown.add_column("in %")
     for name in header[1:]:
-        shown.add_column(name, justify="right")
+        shown.add_column(rich.text.Text(name), justify="right")
     for detector, *cells in rows:
-        shown.add_row(detector, "\n".join(HEADLINE), *cells)
+        shown.add_row(rich.text.Text(detector), "\n".join(HEADLINE), *cells)
     return shown
+
+
+def to_text(result: Result) -> str:
+    """The headline table, the data sets and what is left out, as plain text."""
+    file = io.StringIO()
+    # Wide enough for any table: text is not wrapped by whoever prints it.
+    width = 40 + 14 * len(result.tables) + max(map(len, [*result.metrics, *result.not_run, ""]))
+    rich.console.Console(file=file, width=width).print(to_rich(result))
+    return "\n".join([file.getvalue().rstrip(), *data_sets(result), *remarks(result)])
+
+
+def to_html(result: Result) -> str:
+    """The headline table, the data sets and what is left out, as HTML."""
+    header, rows = headline_table(result)
+
+    def row(tag: str, cells: Iterable[str]) -> str:
+        shown = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+        return f"<tr>{shown}</tr>"
+
+    body = "".join(row("td", cells) for cells in rows)
+    lines = "".join(f"<li>{html.escape(x)}</li>" for x in data_sets(result) + remarks(result))
+    return (
+        f"<table><caption>{html.escape(CAPTION)}</caption><thead>{row('th', header)}</thead>"
+        f"<tbody>{body}</tbody></table><ul>{lines}</ul>"
+    )
 
 
 def to_markdown(table: Table) -> str:
     """A table in GitHub's Markdown."""
     aligned = [":---", *["---:"] * (len(table.header) - 1)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [table.header, aligned, *table.rows])
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], aligned, *cells[1:]])
 
 
-def summary(evaluation: Evaluation) -> str:
+def summary(result: Result) -> str:
     """The whole report in Markdown."""
-    lines = [f"- {name}: {len(t.ids)} images" for name, t in evaluation.tables.items()]
-    if evaluation.accuracy is not None:
-        lines[0] += f", top-1 accuracy {100 * evaluation.accuracy:.2f} %"
     sections = [
         "# Out-of-distribution detection",
-        f"Each cell: {' / '.join(HEADLINE)}, in percent. FPR95 takes ID as the positive class, "
-        "AUPR likewise; higher scores mean more in-distribution.",
-        to_markdown(headline_table(evaluation)),
-        "\n".join(lines),
-        "\n".join(f"- {line}" for line in remarks(evaluation)),
-        "## All figures",
+        CAPTION,
+        to_markdown(headline_table(result)),
+        "\n".join(f"- {line}" for line in data_sets(result)),
+        "\n".join(f"- {line}" for line in remarks(result)),
+        "## All metrics",
         "In percent, with 95 % intervals (DeLong's for AUROC, bootstrap for the others).",
-        to_markdown(full_table(evaluation)),
+        to_markdown(full_table(result)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def plot_histograms(evaluation: Evaluation, file: IO[bytes]) -> None:
-    """Draws a grid of histograms, detectors by OOD sets, ID scores over OOD scores, as PNG.
+def write_report(folder: Folder, result: Result) -> None:
+    """Writes metrics (JSON), the report (Markdown) and histograms (PNG)."""
+    folder.write("metrics.json", to_json(_to_dict(result)))
+    folder.write("report.md", summary(result).encode())
+    try:
+        figure = plots.histogram_grid(
+            {detector: _scores_by_set(result, detector) for detector in result.metrics},
+            titles={
+                (detector, name): f"{detector}, AUROC {100 * cell.auroc.value:.2f} %"
+                for detector, cells in result.metrics.items()
+                for name, cell in cells.items()
+            },
+        )
+    except ModuleNotFoundError:
+        logging.getLogger(__name__).warning(
+            "histograms.png is left out because matplotlib is not installed: "
+            "pip install 'gradnorm-jax[plots]'"
+        )
+        return
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    folder.write("histograms.png", image.getvalue())
 
-    Raises:
-        ModuleNotFoundError: matplotlib is not installed.
-    """
-    from matplotlib.figure import Figure
 
-    sets = [name for name in evaluation.tables if name != ID]
-    size = (4 * len(sets), 2.5 * len(evaluation.metrics))
-    figure = Figure(figsize=size, layout="constrained")
-    axes = figure.subplots(len(evaluation.metrics), len(sets), squeeze=False)
-    for row, (detector, cells) in zip(axes, evaluation.metrics.items(), strict=True):
-        for axis, name in zip(row, sets, strict=True):
-            both = {key: evaluation.tables[key].scores[detector] for key in (ID, name)}
-            edges = np.histogram_bin_edges(np.concatenate(list(both.values())), bins=50)
-            for label, scores in both.items():
-                axis.hist(scores, edges, density=True, alpha=0.6, label=label)
-            auroc = cells[name].auroc.value
-            axis.set_title(f"{detector}, AUROC {100 * auroc:.2f} %", fontsize="medium")
-            axis.set_yticks([])
-            axis.locator_params(axis="x", nbins=4)
-            axis.legend(loc="upper left", fontsize="small")
-    figure.savefig(file, format="png", dpi=120)
+def _scores_by_set(result: Result, detector: str) -> dict[str, np.ndarray]:
+    return {name: table.scores[detector] for name, table in result.tables.items()}
+
+
+def _to_dict(result: Result) -> dict[str, Any]:
+    return {
+        "accuracy": result.accuracy,
+        "inputs": {name: len(table.ids) for name, table in result.tables.items()},
+        "excluded": {
+            **{name: _list(table.excluded) for name, table in result.tables.items()},
+            FIT: _list(result.fit_excluded),
+        },
+        "not_run": dict(result.not_run),
+        "metrics": {
+            detector: {name: dataclasses.asdict(cell) for name, cell in cells.items()}
+            for detector, cells in result.metrics.items()
+        },
+        "averages": {
+            detector: averages(cells.values()) for detector, cells in result.metrics.items()
+        },
+    }
+
+
+def _list(excluded: Sequence[Excluded]) -> list[dict[str, Any]]:
+    """An entry for each file, with its position in the data set if it has one."""
+    return [
+        {name: value for name, value in each._asdict().items() if value != -1} for each in excluded
+    ]

@@ -194,4 +194,3 @@ class StatisticsFiles:
 
     def _file(self, process: int) -> str:
         return f"statistics/{process:05}-of-{self.schedule.processes:05}.safetensors"
-

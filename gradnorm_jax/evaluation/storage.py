@@ -11,11 +11,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import safetensors
+import safetensors.numpy
 import tensorstore as ts
 
 from gradnorm_jax.data.stream import Excluded
@@ -28,6 +29,8 @@ DAMAGED = (pyarrow.ArrowException, safetensors.SafetensorError, OSError, ValueEr
 """What decoding a damaged file raises."""
 
 _SCHEMES = ("gs://", "s3://", "file://")
+_AS_BITS = ":bfloat16"
+_BFLOAT16 = jnp.dtype(jnp.bfloat16)
 _COLUMNS = ("position", "id", "label", "prediction")
 # Six more tries, after 1, 2, 4, ... 32 seconds. TensorStore's own quarter of an hour is too long to
 # wait for the news that there is no connection.
@@ -142,14 +145,12 @@ def decode_rows(content: bytes) -> tuple[ScoreTable, dict[str, Any]]:
 
 
 def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """A safetensors file."""
-    return safetensors.serialize(
+    """A safetensors file; bfloat16, which NumPy's flavour lacks, is kept as the bits of uint16."""
+    return safetensors.numpy.save(
         {
-            name: {
-                "dtype": str(array.dtype),
-                "shape": array.shape,
-                "data": np.ascontiguousarray(array).tobytes(),
-            }
+            f"{name}{_AS_BITS}" if array.dtype == _BFLOAT16 else name: np.ascontiguousarray(
+                array.view(np.uint16) if array.dtype == _BFLOAT16 else array
+            )
             for name, array in arrays.items()
         }
     )
@@ -158,19 +159,9 @@ def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 def decode_arrays(content: bytes) -> dict[str, np.ndarray]:
     """The inverse of `encode_arrays`; one of `DAMAGED` if the file is."""
     return {
-        name: np.frombuffer(each["data"], _DTYPES[each["dtype"]]).reshape(each["shape"])
-        for name, each in safetensors.deserialize(content)
+        name.removesuffix(_AS_BITS): array.view(_BFLOAT16) if name.endswith(_AS_BITS) else array
+        for name, array in safetensors.numpy.load(content).items()
     }
-
-
-_DTYPES = {
-    "BF16": jax.numpy.bfloat16.dtype,
-    "F32": np.dtype(np.float32),
-    "F64": np.dtype(np.float64),
-    "I32": np.dtype(np.int32),
-    "I64": np.dtype(np.int64),
-    "BOOL": np.dtype(bool),
-}
 
 
 def checksum(content: bytes) -> str:
