@@ -36,7 +36,7 @@ def builder(build: Callable[P, Detector]) -> Callable[P, Detector]:
     @functools.wraps(build)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Detector:
         options = check_options(build.__name__, kwargs, hints)
-        detector = build(*args, **options)  # type: ignore[arg-type]
+        detector = build(*args, **options)
         return dataclasses.replace(detector, name=_show_call(detector.name, build, options))
 
     return checked
