@@ -8,6 +8,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradnorm_jax.numerics import check_temperature, to_float32_at_least
 
@@ -42,6 +43,9 @@ def cross_entropy(logits: jax.Array, target: jax.Array, *, temperature: float = 
 
     .. math:: H(q, p) = -\sum_c q_c \log p_c, \quad p = softmax(logits / T)
 
+    Its gradient with respect to the logits is (p - q) / T, without the cancellation that would
+    lose it where p is nearly one-hot; see `softmax_minus_target`.
+
     Args:
         logits: `[..., C]`.
         target: `[..., C]`, the distribution q; it takes no gradient.
@@ -53,8 +57,7 @@ def cross_entropy(logits: jax.Array, target: jax.Array, *, temperature: float = 
     Raises:
         ValueError: the temperature is not positive and finite.
     """
-    log_p = jax.nn.log_softmax(_scale(logits, temperature))
-    return -(jax.lax.stop_gradient(target).astype(log_p.dtype) * log_p).sum(axis=-1)
+    return _cross_entropy(*_prepare(logits, target, temperature))
 
 
 def softmax_minus_uniform(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:
@@ -75,6 +78,29 @@ def softmax_minus_uniform(logits: jax.Array, *, temperature: float = 1.0) -> jax
     """
     scaled = _scale(logits, temperature)
     return jnp.expm1(_log_ratio(scaled)) / scaled.shape[-1]
+
+
+def softmax_minus_target(
+    logits: jax.Array, target: jax.Array, *, temperature: float = 1.0
+) -> jax.Array:
+    """The difference p - q between p = softmax(logits / T) and a given distribution q.
+
+    A confident p is 1 up to rounding in its largest entry, and 1 - q_c would be left of the
+    difference there; this takes what p lacks of 1 from the other entries. Where p is nearly uniform
+    the difference is taken from there, as in `softmax_minus_uniform`.
+
+    Args:
+        logits: `[..., C]`.
+        target: `[..., C]`, the distribution q; it takes no gradient.
+        temperature: T > 0.
+
+    Returns:
+        `[..., C]`, entries in [-1, 1], summing to zero.
+
+    Raises:
+        ValueError: the temperature is not positive and finite.
+    """
+    return _minus_target(*_prepare(logits, target, temperature))
 
 
 def _scale(logits: jax.Array, temperature: float) -> jax.Array:
@@ -109,3 +135,55 @@ def _kl_to_uniform_jvp(
     ratio = _log_ratio(*primals)
     value = jnp.maximum(-ratio.mean(axis=-1), 0.0)
     return value, (jnp.expm1(ratio) * tangents[0]).mean(axis=-1)
+
+
+def _prepare(
+    logits: jax.Array, target: jax.Array, temperature: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Logits with a maximum of zero, what their rounding has lost, and the target, in one type."""
+    dtype = jnp.promote_types(*(to_float32_at_least(x).dtype for x in (logits, target)))
+    logits, target = logits.astype(dtype), jax.lax.stop_gradient(target).astype(dtype)
+    scaled = _scale(logits, temperature)
+    lost = _lost_by_difference(logits, logits.max(axis=-1, keepdims=True)) / temperature
+    return scaled, jax.lax.stop_gradient(lost), target
+
+
+def _lost_by_difference(a: jax.Array, b: jax.Array) -> jax.Array:
+    """What rounds away in a - b, exactly: Knuth's two-sum."""
+    difference = a - b
+    minus_b = difference - a
+    lost = (a - (difference - minus_b)) - (b + minus_b)
+    return jnp.where(jnp.isfinite(lost), lost, jnp.zeros_like(lost))
+
+
+def _minus_target(scaled: jax.Array, lost: jax.Array, target: jax.Array) -> jax.Array:
+    """The difference p - target for logits whose maximum is zero."""
+    num_classes = scaled.shape[-1]
+    # A difference of 30 is rounded by up to 1e-6, by which its exponential would be off.
+    weights = jnp.exp(scaled) * (1 + lost)
+    is_largest = jax.nn.one_hot(scaled.argmax(axis=-1), num_classes, dtype=bool)
+    others = jnp.where(is_largest, jnp.zeros_like(weights), weights).sum(axis=-1, keepdims=True)
+    total = weights.sum(axis=-1, keepdims=True)
+    p = weights / total
+    apart = jnp.where(is_largest & (p > 0.5), (1 - target) - others / total, p - target)
+    uniform = np.asarray(1 / num_classes, scaled.dtype)
+    rest = 1 / num_classes - float(uniform)
+    close = jnp.expm1(_log_ratio(scaled)) / num_classes + ((uniform - target) + rest)
+    near = jnp.abs(scaled).max(axis=-1, keepdims=True) < 1.0
+    return jnp.where(near, close, apart)
+
+
+@jax.custom_jvp
+def _cross_entropy(scaled: jax.Array, lost: jax.Array, target: jax.Array) -> jax.Array:
+    return -(target * jax.nn.log_softmax(scaled)).sum(axis=-1)
+
+
+@_cross_entropy.defjvp
+def _cross_entropy_jvp(
+    primals: tuple[jax.Array, jax.Array, jax.Array], tangents: tuple[jax.Array, ...]
+) -> tuple[jax.Array, jax.Array]:
+    scaled, _, target = primals
+    # The derivative is sum(q) p - q; a q that does not quite sum to one is no reason to differ.
+    excess = target.sum(axis=-1, keepdims=True) - 1
+    residual = _minus_target(*primals) + excess * jax.nn.softmax(scaled)
+    return _cross_entropy(*primals), (residual * tangents[0]).sum(axis=-1)

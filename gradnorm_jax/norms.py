@@ -16,7 +16,8 @@ def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
 
     Entries are divided by the largest before a power is taken, so that neither small nor large
     orders overflow or underflow where the norm itself does not; zeros give zero. Inputs narrower
-    than float32 are widened to it before anything is added.
+    than float32 are widened to it before anything is added. Where the norm has no derivative, at
+    zeros, the derivative is taken to be zero.
 
     Args:
         x: `[B, ...]`, real.
@@ -38,6 +39,8 @@ def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
         return largest.reshape(x.shape[0])
     # An infinite entry is not a scale: dividing by it would make the norm nan instead of infinite.
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
+    # The norm does not depend on the scale, so its derivative need not go through it.
+    scale = jax.lax.stop_gradient(scale)
     total = _power(size / scale, ord).sum(axis=axes)
     return scale.reshape(x.shape[0]) * _power(total, 1 / ord)
 
@@ -62,6 +65,10 @@ def combine_norms(norms: Mapping[str, jax.Array], *, ord: float = 1) -> jax.Arra
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:
     """`x ** exponent` for x >= 0, by a root or a product where that is exact and cheap."""
-    if exponent == 0.5:
-        return jnp.sqrt(x)
-    return x ** (int(exponent) if exponent == int(exponent) else exponent)
+    if exponent == int(exponent):
+        return x ** int(exponent)
+    # A root has no derivative at zero; its own where would multiply infinity by zero.
+    is_zero = x == 0
+    positive = jnp.where(is_zero, jnp.ones_like(x), x)
+    root = jnp.sqrt(positive) if exponent == 0.5 else positive**exponent
+    return jnp.where(is_zero, jnp.zeros_like(x), root)

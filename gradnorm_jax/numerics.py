@@ -4,12 +4,50 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from numpy.typing import ArrayLike
 
 
 def to_float32_at_least(x: jax.Array) -> jax.Array:
     """`x` in float32, or in its own type if that is wider."""
-    return x.astype(np.promote_types(x.dtype, np.float32))
+    # NumPy takes integers to float64, which is float32 unless x64 is enabled.
+    return x.astype(jax.dtypes.canonicalize_dtype(np.promote_types(x.dtype, np.float32)))
+
+
+def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:
+    """`x` as an array of one row for each image, in float32 at least.
+
+    Args:
+        name: of the argument, for errors.
+        x: `[B, size]`: a JAX or NumPy array, or lists.
+        size: what the field calls the length of a row.
+
+    Raises:
+        ValueError: `x` is no array, or has other than two axes.
+    """
+    if hasattr(x, "logits"):
+        raise ValueError(
+            f"{name} must be an array [B, {size}], got {type(x).__name__}: take its .features or "
+            ".logits"
+        )
+    if not (hasattr(x, "dtype") or isinstance(x, list | tuple)):
+        raise ValueError(f"{name} must be an array [B, {size}], got {type(x).__name__}")
+    array = jnp.asarray(x)
+    if array.ndim != 2:
+        remedy = f"; for a single image give {name}[None]" if array.ndim == 1 else ""
+        raise ValueError(
+            f"{name} must be [B, {size}], one row for each image, got shape {array.shape}{remedy}"
+        )
+    return to_float32_at_least(array)
+
+
+def check_step(epsilon: Any) -> None:
+    """Raises ValueError unless `epsilon` is finite and not negative; a traced one passes."""
+    if isinstance(epsilon, jax.core.Tracer):
+        return
+    if not (is_number(epsilon) and math.isfinite(epsilon) and epsilon >= 0):
+        raise ValueError(f"epsilon must be finite and not negative, got {epsilon!r}")
 
 
 def check_temperature(temperature: Any) -> None:

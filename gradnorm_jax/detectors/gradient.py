@@ -48,7 +48,7 @@ def gradnorm(
 
 
 def _closed_form(
-    state: None, model: Model, batch: Batch, *, include_bias: bool, **options: float
+    state: None, model: Model, batch: Batch, *, include_bias: bool, **options: Any
 ) -> jax.Array:
     if include_bias and (model.head is None or model.head.bias is None):
         raise ValueError(
@@ -59,14 +59,14 @@ def _closed_form(
 
 
 def _by_autodiff(
-    state: None, model: Model, batch: Batch, *, include_bias: bool, **options: float
+    state: None, model: Model, batch: Batch, *, include_bias: bool, **options: Any
 ) -> jax.Array:
     assert batch.images is not None
     return scores.gradnorm_by_autodiff(model, batch.images, include_bias=include_bias, **options)
 
 
 def _of_parameters(
-    state: None, model: Model, batch: Batch, *, select: str | tuple[str, ...], **options: float
+    state: None, model: Model, batch: Batch, *, select: str | tuple[str, ...], **options: Any
 ) -> jax.Array:
     assert batch.images is not None
     selected = None if select == "all" else select

@@ -36,7 +36,7 @@ def builder(build: Callable[P, Detector]) -> Callable[P, Detector]:
     @functools.wraps(build)
     def checked(*args: P.args, **kwargs: P.kwargs) -> Detector:
         options = check_options(build.__name__, kwargs, hints)
-        detector = build(*args, **options)  # type: ignore[arg-type]
+        detector = build(*args, **options)
         return dataclasses.replace(detector, name=_show_call(detector.name, build, options))
 
     return checked
@@ -121,13 +121,13 @@ def _convert_items(value: Any, kind: Any) -> tuple[Any, ...]:
 
 
 def _convert_number(value: Any, kind: type) -> Any:
-    if isinstance(value, jax.core.Tracer) or not is_number(value) or math.isnan(value):
+    if isinstance(value, jax.core.Tracer) or not is_number(value):
         raise ValueError
     try:
         number = kind(value)
     except OverflowError as error:
         raise ValueError from error
-    if kind is int and number != value:
+    if math.isnan(number) or (kind is int and number != value):
         raise ValueError
     return number
 

@@ -1,13 +1,11 @@
 """Detectors of the output space: MSP, ODIN, energy."""
 
-import math
-
 import jax
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector
 from gradnorm_jax.detectors.options import builder
-from gradnorm_jax.numerics import check_temperature
+from gradnorm_jax.numerics import check_step, check_temperature
 from gradnorm_jax.types import Model
 
 
@@ -37,8 +35,7 @@ def odin(*, temperature: float = 1000.0, epsilon: float = 0.0) -> Detector:
         ValueError: an option is out of range.
     """
     check_temperature(temperature)
-    if not (epsilon >= 0 and math.isfinite(epsilon)):
-        raise ValueError(f"epsilon must be finite and not negative, got {epsilon}")
+    check_step(epsilon)
     if not epsilon:
         return Detector("odin", "logits", _msp, options={"temperature": temperature})
     options = {"temperature": temperature, "epsilon": epsilon}

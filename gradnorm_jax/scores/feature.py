@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
+
+from gradnorm_jax.numerics import as_rows
 
 
 class TiedGaussians(NamedTuple):
@@ -20,7 +23,7 @@ class TiedGaussians(NamedTuple):
     means: jax.Array
 
 
-def mahalanobis(features: jax.Array, gaussians: TiedGaussians) -> jax.Array:
+def mahalanobis(features: ArrayLike, gaussians: TiedGaussians) -> jax.Array:
     r"""Negative squared Mahalanobis distance to the nearest class mean.
 
     .. math:: S = -\min_c (h - \mu_c)^T \Sigma^{-1} (h - \mu_c)
@@ -32,6 +35,9 @@ def mahalanobis(features: jax.Array, gaussians: TiedGaussians) -> jax.Array:
     Returns:
         `[B]`, at most zero; higher is more in-distribution.
 
+    Raises:
+        ValueError: the features are not `[B, D]` with the D of the Gaussians.
+
     References:
         Lee, Lee, Lee, Shin (2018), "A Simple Unified Framework for Detecting Out-of-Distribution
         Samples and Adversarial Attacks", equation 2, for the penultimate layer alone.
@@ -39,7 +45,13 @@ def mahalanobis(features: jax.Array, gaussians: TiedGaussians) -> jax.Array:
     """
     precise = jax.lax.Precision.HIGHEST
     centre, whitening, means = gaussians
-    centred = features.astype(centre.dtype) - centre[None]
+    rows = as_rows("features", features, "D")
+    if rows.shape[1:] != centre.shape:
+        raise ValueError(
+            f"features have {rows.shape[1]} entries, but the Gaussians were fitted to "
+            f"{centre.shape[0]}: fit them to features of the same network"
+        )
+    centred = rows.astype(centre.dtype) - centre[None]
     whitened = jnp.matmul(centred, whitening, precision=precise)
     squared = (
         (whitened**2).sum(axis=-1, keepdims=True)

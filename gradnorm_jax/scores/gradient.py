@@ -5,27 +5,34 @@ unless given), the gradient of KL(q || p) with respect to W is the outer product
 Every entrywise norm of it is therefore ||h|| ||p - q|| / T, and costs a forward pass.
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from numpy.typing import ArrayLike
 
-from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
+from gradnorm_jax.losses import (
+    cross_entropy,
+    kl_to_uniform,
+    softmax_minus_target,
+    softmax_minus_uniform,
+)
 from gradnorm_jax.norms import combine_norms, entrywise_norm
-from gradnorm_jax.numerics import check_temperature, to_float32_at_least
+from gradnorm_jax.numerics import as_rows, check_order, check_temperature, to_float32_at_least
 from gradnorm_jax.per_example import per_example_grad_norms
 from gradnorm_jax.tree import Params, Select, get_leaf, replace_leaf
 from gradnorm_jax.types import Model, Variables
 
 
 def gradnorm(
-    features: jax.Array,
-    logits: jax.Array,
+    features: ArrayLike,
+    logits: ArrayLike,
     *,
     temperature: float = 1.0,
     ord: float = 1.0,
     include_bias: bool = False,
-    target: jax.Array | None = None,
+    target: ArrayLike | None = None,
 ) -> jax.Array:
     r"""GradNorm in closed form, from one forward pass.
 
@@ -46,19 +53,26 @@ def gradnorm(
         `[B]`, nats per unit of weight, >= 0; higher is more in-distribution.
 
     Raises:
-        ValueError: the temperature or the order is out of range.
+        ValueError: the temperature or the order is out of range, a shape is not as above, or there
+            are no features.
 
     References:
         Huang, Geng, Li (2021), equations 6 to 9. Their code backpropagates an all-ones target,
         whose scores are C times these; rankings are the same.
         https://arxiv.org/abs/2110.00218
     """
+    features, logits = _as_features(features), as_rows("logits", logits, "C")
+    if len(features) != len(logits):
+        raise ValueError(
+            "features and logits must have a row for each image, got shapes "
+            f"{features.shape} and {logits.shape}"
+        )
     u = feature_norm(features, ord=ord, include_bias=include_bias)
     v = residual_norm(logits, temperature=temperature, ord=ord, target=target)
     return u * v / temperature
 
 
-def feature_norm(features: jax.Array, *, ord: float = 1.0, include_bias: bool = False) -> jax.Array:
+def feature_norm(features: ArrayLike, *, ord: float = 1.0, include_bias: bool = False) -> jax.Array:
     """The factor U = ||h|| of GradNorm that the feature space contributes.
 
     Args:
@@ -69,21 +83,24 @@ def feature_norm(features: jax.Array, *, ord: float = 1.0, include_bias: bool = 
     Returns:
         `[B]`, >= 0; higher is more in-distribution.
 
+    Raises:
+        ValueError: the order is out of range, or the features are not `[B, D]`.
+
     References:
         Huang, Geng, Li (2021), equation 8.
     """
-    features = to_float32_at_least(features)
+    features = _as_features(features)
     if include_bias:
         features = jnp.concatenate([features, jnp.ones_like(features[:, :1])], axis=1)
     return entrywise_norm(features, ord=ord)
 
 
 def residual_norm(
-    logits: jax.Array,
+    logits: ArrayLike,
     *,
     temperature: float = 1.0,
     ord: float = 1.0,
-    target: jax.Array | None = None,
+    target: ArrayLike | None = None,
 ) -> jax.Array:
     """The factor V = ||p - q|| of GradNorm that the output space contributes.
 
@@ -96,16 +113,39 @@ def residual_norm(
     Returns:
         `[B]`, >= 0 and at most 2 for the 1-norm; higher is more in-distribution.
 
+    Raises:
+        ValueError: the temperature or the order is out of range, or a shape is not as above.
+
     References:
         Huang, Geng, Li (2021), equation 9, whose V is C times this.
     """
+    logits = as_rows("logits", logits, "C")
     if target is None:
         residual = softmax_minus_uniform(logits, temperature=temperature)
     else:
-        check_temperature(temperature)
-        p = jax.nn.softmax(to_float32_at_least(logits) / temperature, axis=-1)
-        residual = p - jnp.broadcast_to(target.astype(p.dtype), p.shape)
+        rows = _as_targets(target, logits.shape)
+        residual = softmax_minus_target(logits, rows, temperature=temperature)
     return entrywise_norm(residual, ord=ord)
+
+
+def _as_features(features: ArrayLike | None) -> jax.Array:
+    if features is None:
+        raise ValueError(
+            "features is None, as for a model without a linear last layer: its gradients have no "
+            "closed form; take gradnorm_of_parameters(model, images, select=...) instead"
+        )
+    return as_rows("features", features, "D")
+
+
+def _as_targets(target: ArrayLike, shape: tuple[int, ...]) -> jax.Array:
+    """The targets as `[B, C]`, which is `shape`, from those or from `[1, C]`."""
+    rows = as_rows("target", target, "C")
+    if rows.shape not in (shape, (1, *shape[1:])):
+        raise ValueError(
+            f"target must be [B, C], like the logits of shape {shape}, or [1, C], got shape "
+            f"{rows.shape}"
+        )
+    return jnp.broadcast_to(rows, shape)
 
 
 def gradnorm_by_autodiff(
@@ -115,12 +155,14 @@ def gradnorm_by_autodiff(
     temperature: float = 1.0,
     ord: float = 1.0,
     include_bias: bool = False,
-    target: jax.Array | None = None,
+    target: ArrayLike | None = None,
 ) -> jax.Array:
     """GradNorm by its definition: `jax.grad` of the loss for every example, then the norm.
 
     It differentiates the network's own logits with respect to its own last layer, and holds
-    `[B, D, C]` gradients; `gradnorm` gives the same numbers without them.
+    `[B, D, C]` gradients; `gradnorm` gives the same numbers without them. Where the network uses
+    the kernel's array in other places too, as one with tied embeddings does, the gradient is the
+    sum over all of them, and so differs from the closed form, which is of the last layer alone.
 
     Args:
         model: the network.
@@ -134,32 +176,56 @@ def gradnorm_by_autodiff(
         `[B]`, nats per unit of weight, >= 0; higher is more in-distribution.
 
     Raises:
-        ValueError: the temperature or the order is out of range, or there is no bias to include.
+        ValueError: the temperature or the order is out of range, the target has another shape, the
+            model has no linear last layer, or there is no bias to include.
 
     References:
         Huang, Geng, Li (2021), equations 4 and 5.
     """
-    paths = {"kernel": model.head.kernel}
-    if include_bias:
-        if model.head.bias is None:
-            raise ValueError("include_bias is set, but the model's last layer has no bias")
-        paths["bias"] = model.head.bias
-    head = {name: to_float32_at_least(get_leaf(model.params, path)) for name, path in paths.items()}
+    check_temperature(temperature)
+    check_order(ord)
+    if model.head is None:
+        raise ValueError(
+            "the model has no linear last layer to differentiate by; take "
+            "gradnorm_of_parameters(model, images, select=...) instead"
+        )
+    if include_bias and model.head.bias is None:
+        raise ValueError("include_bias is set, but the model's last layer has no bias")
+    options = {"ord": float(ord), "include_bias": bool(include_bias)}
+    return _by_autodiff(model, jnp.asarray(images), temperature, target, **options)
 
-    def loss(head: dict[str, jax.Array], image: jax.Array, target: jax.Array | None) -> jax.Array:
+
+@functools.partial(jax.jit, static_argnames=("ord", "include_bias"))
+def _by_autodiff(
+    model: Model,
+    images: jax.Array,
+    temperature: float,
+    target: jax.Array | None,
+    *,
+    ord: float,
+    include_bias: bool,
+) -> jax.Array:
+    head = model.head
+    assert head is not None
+    paths = [head.kernel, *([head.bias] if include_bias and head.bias is not None else [])]
+    arrays = [to_float32_at_least(get_leaf(model.params, path)) for path in paths]
+
+    def loss(arrays: list[jax.Array], image: jax.Array, target: jax.Array | None) -> jax.Array:
         params = model.params
-        for name, path in paths.items():
-            params = replace_leaf(params, path, head[name])
+        for path, array in zip(paths, arrays, strict=True):
+            params = replace_leaf(params, path, array)
         logits = model.apply(params, image[None]).logits[0]
         if target is None:
             return kl_to_uniform(logits, temperature=temperature)
         return cross_entropy(logits, target, temperature=temperature)
 
     if target is not None:
-        target = jnp.broadcast_to(target, (len(images), target.shape[1]))
+        shape = jax.eval_shape(model, images).logits.shape
+        target = _as_targets(target, shape)
     in_axes = (None, 0, None if target is None else 0)
-    gradients = jax.vmap(jax.grad(loss), in_axes)(head, images, target)
-    return combine_norms({k: entrywise_norm(g, ord=ord) for k, g in gradients.items()}, ord=ord)
+    gradients = jax.vmap(jax.grad(loss), in_axes)(arrays, images, target)
+    norms = {str(i): entrywise_norm(each, ord=ord) for i, each in enumerate(gradients)}
+    return combine_norms(norms, ord=ord)
 
 
 def gradnorm_of_parameters(
@@ -217,14 +283,13 @@ def _kl_of_images(
     return kl_to_uniform(logits, temperature=temperature)
 
 
-def one_hot_prediction(logits: jax.Array) -> jax.Array:
+def one_hot_prediction(logits: ArrayLike) -> jax.Array:
     """The target that puts all weight on the predicted class: `[B, C] -> [B, C]`."""
-    return jax.nn.one_hot(
-        logits.argmax(axis=-1), logits.shape[-1], dtype=to_float32_at_least(logits).dtype
-    )
+    rows = as_rows("logits", logits, "C")
+    return jax.nn.one_hot(rows.argmax(axis=-1), rows.shape[-1], dtype=rows.dtype)
 
 
-def smoothed_prediction(logits: jax.Array, *, smoothing: float = 0.1) -> jax.Array:
+def smoothed_prediction(logits: ArrayLike, *, smoothing: float = 0.1) -> jax.Array:
     """The label-smoothed predicted class, (1 - a) one_hot + a / C: `[B, C] -> [B, C]`.
 
     Raises:
@@ -232,4 +297,5 @@ def smoothed_prediction(logits: jax.Array, *, smoothing: float = 0.1) -> jax.Arr
     """
     if not 0 <= smoothing <= 1:
         raise ValueError(f"smoothing must lie in [0, 1], got {smoothing}")
-    return (1 - smoothing) * one_hot_prediction(logits) + smoothing / logits.shape[-1]
+    one_hot = one_hot_prediction(logits)
+    return (1 - smoothing) * one_hot + smoothing / one_hot.shape[-1]
