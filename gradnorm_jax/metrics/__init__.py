@@ -1,16 +1,21 @@
 """How well scores separate in-distribution (ID) from out-of-distribution (OOD) inputs.
 
 Everything is exact, in float64 NumPy on the host. All functions take the scores of the two sets,
-`[N]` and `[M]`, where higher means more in-distribution, and every figure is in [0, 1]. An input
+`[N]` and `[M]`, where higher means more in-distribution, and every metric is in [0, 1]. An input
 passes as ID at a threshold if its score is equal to it or higher; equal scores pass or fail
 together, so the order in which ties are listed never matters.
+
+>>> from gradnorm_jax import metrics
+>>> metrics.auroc([3.0, 2.0, 2.0, 1.0], [2.0, 0.0])
+0.75
+>>> print(metrics.evaluate_scores(id_scores, ood_scores))  # all of them, with intervals
 
 Raised by all: ValueError if a set is empty, is not one-dimensional, or holds a score that is not
 finite.
 """
 
 from gradnorm_jax.metrics.intervals import Estimate, Metrics, evaluate_scores
-from gradnorm_jax.metrics.single import (
+from gradnorm_jax.metrics.metrics import (
     aupr_in,
     aupr_out,
     auroc,

@@ -1,4 +1,4 @@
-"""All figures of a table cell, each with its confidence interval."""
+"""All metrics of a table cell, each with its confidence interval."""
 
 import dataclasses
 import math
@@ -13,10 +13,10 @@ from gradnorm_jax.metrics.ranked import Ranking, rank, swap
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure and the interval in which it is known.
+    """A metric and the interval in which it is known.
 
     Attributes:
-        value: the figure on the scores at hand.
+        value: the metric on the scores at hand.
         low: lower end of its confidence interval.
         high: upper end of its confidence interval.
     """
@@ -25,10 +25,13 @@ class Estimate:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.value:.2%} ({self.low:.2%} to {self.high:.2%})"
+
 
 @dataclasses.dataclass(frozen=True)
 class Metrics:
-    """The figures of one table cell: one detector on one OOD set.
+    """The metrics of one table cell: one detector on one OOD set.
 
     Attributes:
         auroc: see `auroc`. Higher is better.
@@ -46,6 +49,11 @@ class Metrics:
     fpr_at_95_tpr_ood_positive: Estimate
     detection_error: Estimate
 
+    def __str__(self) -> str:
+        names = [field.name for field in dataclasses.fields(self)]
+        width = max(map(len, names))
+        return "\n".join(f"{name:{width}}  {getattr(self, name)}" for name in names)
+
 
 def evaluate_scores(
     id_scores: ArrayLike,
@@ -55,7 +63,7 @@ def evaluate_scores(
     replicates: int = 500,
     seed: int = 0,
 ) -> Metrics:
-    """The figures of one table cell with confidence intervals, from one sort.
+    """The metrics of one table cell with confidence intervals, from one sort.
 
     The interval of the AUROC is DeLong's. The others are bias-corrected percentiles of a bootstrap
     that resamples each set by itself. An interval shrinks to its value where the sets do not
@@ -70,7 +78,7 @@ def evaluate_scores(
         seed: of the bootstrap; equal seeds give equal intervals, in whatever order scores come.
 
     Returns:
-        Each figure of `Metrics` with its interval.
+        Each field of `Metrics` with its interval.
 
     Raises:
         ValueError: `confidence` or `replicates` is out of range.
@@ -86,7 +94,7 @@ def evaluate_scores(
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, got {replicates}")
     ranking = rank(id_scores, ood_scores)
-    values = (ranked.auroc(ranking), *_figures(ranking))
+    values = (ranked.auroc(ranking), *_metrics(ranking))
     if min(ranking.id.sum(), ranking.ood.sum()) == 1:
         return Metrics(*(Estimate(value, 0.0, 1.0) for value in values))
     resampled = _bootstrap(ranking, replicates, seed).T
@@ -97,7 +105,7 @@ def evaluate_scores(
     return Metrics(*(Estimate(v, *ends) for v, ends in zip(values, intervals, strict=True)))
 
 
-def _figures(ranking: Ranking) -> tuple[float, ...]:
+def _metrics(ranking: Ranking) -> tuple[float, ...]:
     """The values in the order of the fields of `Metrics`, of which the first is left out."""
     swapped = swap(ranking)
     return (
@@ -110,7 +118,7 @@ def _figures(ranking: Ranking) -> tuple[float, ...]:
 
 
 def _bootstrap(ranking: Ranking, replicates: int, seed: int) -> NDArray[np.float64]:
-    """`[replicates, figures]`, each of a resampled ranking."""
+    """`[replicates, metrics]`, each of a resampled ranking."""
     rng = np.random.default_rng(seed)
     size = ranking.id.size
     positions = [np.repeat(np.arange(size), counts) for counts in ranking]
@@ -119,13 +127,13 @@ def _bootstrap(ranking: Ranking, replicates: int, seed: int) -> NDArray[np.float
         draws = (each[rng.integers(each.size, size=each.size)] for each in positions)
         return Ranking(*(np.bincount(draw, minlength=size) for draw in draws))
 
-    return np.array([_figures(resample()) for _ in range(replicates)])
+    return np.array([_metrics(resample()) for _ in range(replicates)])
 
 
 def _percentiles(
     value: float, resampled: NDArray[np.float64], confidence: float
 ) -> tuple[float, float]:
-    """Efron's bias-corrected percentiles of a figure's bootstrap replicates."""
+    """Efron's bias-corrected percentiles of a metric's bootstrap replicates."""
     normal = NormalDist()
     below = np.mean(resampled < value) + np.mean(resampled == value) / 2
     # A fraction of exactly 0 or 1 is only known to within half a replicate.

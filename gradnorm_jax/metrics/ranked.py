@@ -1,4 +1,4 @@
-"""The one sort that all figures are made from, and each figure as a function of it."""
+"""The one sort that all metrics are made from, and each metric as a function of it."""
 
 import math
 from fractions import Fraction
@@ -13,7 +13,7 @@ Counts = NDArray[np.int64]
 class Ranking(NamedTuple):
     """How many of each set have each distinct score, `[V]`, from the highest score down.
 
-    Every figure is a function of these counts alone, which makes a bootstrap replicate cheap: its
+    Every metric is a function of these counts alone, which makes a bootstrap replicate cheap: its
     counts change, the order does not.
     """
 

@@ -1,4 +1,4 @@
-"""The figures themselves, each from two sets of scores."""
+"""The metrics themselves, each from two sets of scores."""
 
 from typing import Literal
 
@@ -57,8 +57,8 @@ def fpr_at_tpr(
     """Fraction of negatives taken for positives when at least `tpr` of the positives are found.
 
     The two conventions are different numbers on the same scores. With "id", the paper's, the
-    threshold lets 95 % of ID pass and the figure is the fraction of OOD that passes too. With
-    "ood", that of OpenOOD and pytorch-ood, the threshold stops 95 % of OOD and the figure is the
+    threshold lets 95 % of ID pass and the metric is the fraction of OOD that passes too. With
+    "ood", that of OpenOOD and pytorch-ood, the threshold stops 95 % of OOD and the metric is the
     fraction of ID that is stopped too.
 
     Args:
