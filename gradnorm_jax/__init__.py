@@ -33,12 +33,12 @@ from gradnorm_jax.scores import (
 from gradnorm_jax.types import Head, Model, Outputs, head_parameters
 
 if TYPE_CHECKING:
-    from gradnorm_jax.adapters.function import from_apply
+    from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
 
 _LAZY = {
-    "from_apply": "gradnorm_jax.adapters.function",
+    "from_apply": "gradnorm_jax.adapters.apply",
     "from_linen": "gradnorm_jax.adapters.linen",
     "from_nnx": "gradnorm_jax.adapters.nnx",
 }
