@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradnorm_jax.per_example import per_example_grad_norms, per_example_grads
-from gradnorm_jax.sharding import batch_mesh, map_batch, replicated, split_batch
+from gradnorm_jax.sharding import batch_mesh, map_batch, replicated, batch_sharding
 from tests.per_example import networks, reference
 
 TOLERANCE = 2e-5
@@ -66,7 +66,7 @@ def test_mesh_of_the_arrays(make_mesh, devices):
     fn, params, batch = network()
     params, batch = (
         jax.device_put(params, replicated(mesh)),
-        jax.device_put(batch, split_batch(mesh)),
+        jax.device_put(batch, batch_sharding(mesh)),
     )
     norms = per_example_grad_norms(fn, params, batch)
     check(norms)
@@ -95,7 +95,7 @@ def test_arrays_split_by_an_enclosing_jit(make_mesh, order):
     fn, params, batch = network()
     params, batch = (
         jax.device_put(params, replicated(mesh)),
-        jax.device_put(batch, split_batch(mesh)),
+        jax.device_put(batch, batch_sharding(mesh)),
     )
     check(
         jax.jit(lambda p, b: per_example_grad_norms(fn, p, b, ord=order))(params, batch),
@@ -116,7 +116,7 @@ def test_the_trap_is_there():
         return jax.tree.map(lambda g: jnp.abs(g).sum(axis=tuple(range(1, g.ndim))), gradients)
 
     with pytest.raises(AssertionError, match="conv"):
-        check(jax.jit(norms)(params, jax.device_put(batch, split_batch(mesh))))
+        check(jax.jit(norms)(params, jax.device_put(batch, batch_sharding(mesh))))
 
 
 def test_opaque_functions_split_by_an_enclosing_jit():
@@ -136,7 +136,7 @@ def test_opaque_functions_split_by_an_enclosing_jit():
 
     _, params, batch = network()
     expected = reference.norms(reference.gradients(networks.Network(opaque_loss, params, batch)), 1)
-    batch = jax.device_put(batch, split_batch(batch_mesh()))
+    batch = jax.device_put(batch, batch_sharding(batch_mesh()))
     with pytest.warns(UserWarning, match="gradients of conv"):
         norms = jax.jit(lambda p, b: per_example_grad_norms(opaque_loss, p, b))(params, batch)
     np.testing.assert_allclose(norms["conv"], expected["conv"], rtol=TOLERANCE)
@@ -174,7 +174,7 @@ def test_loops_with_convolutions_split_by_an_enclosing_jit():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         norms = jax.jit(lambda p, b: per_example_grad_norms(build.loss_fn, p, b))(
-            build.params, jax.device_put(batch, split_batch(batch_mesh()))
+            build.params, jax.device_put(batch, batch_sharding(batch_mesh()))
         )
     for path, value in expected.items():
         np.testing.assert_allclose(norms[path], value, rtol=TOLERANCE, err_msg=path)
