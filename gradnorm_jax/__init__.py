@@ -1,7 +1,7 @@
 """Gradient-space out-of-distribution detection in JAX.
 
-The functional core needs only JAX and NumPy. `from_linen` and `from_nnx` import Flax when they are
-first asked for.
+The functional core needs only JAX and NumPy. Flax and what reads data and writes reports are
+imported when they are first asked for.
 """
 
 import importlib
@@ -30,35 +30,65 @@ from gradnorm_jax.scores import (
     smoothed_prediction,
 )
 from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
-from gradnorm_jax.types import Head, Model, Outputs, head_parameters
+from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
 
 if TYPE_CHECKING:
     from gradnorm_jax import metrics, plots
-    from gradnorm_jax.adapters.function import from_apply
+    from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
+    from gradnorm_jax.data import array_stream, as_stream, batch_stream
+    from gradnorm_jax.data.preprocess import Preprocess
+    from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
+    from gradnorm_jax.evaluation.records import Interrupted, Result, Unfinished
+    from gradnorm_jax.fitted import Fitted, fit
 
+_SUBMODULES = ("metrics", "plots")
 _LAZY = {
-    "from_apply": "gradnorm_jax.adapters.function",
-    "from_linen": "gradnorm_jax.adapters.linen",
-    "from_nnx": "gradnorm_jax.adapters.nnx",
+    "Fitted": "fitted",
+    "Interrupted": "evaluation.records",
+    "Preprocess": "data.preprocess",
+    "Result": "evaluation.records",
+    "Unfinished": "evaluation.records",
+    "array_stream": "data",
+    "as_stream": "data",
+    "batch_stream": "data",
+    "evaluate": "evaluation.evaluate",
+    "evaluate_cache": "evaluation.evaluate",
+    "fit": "fitted",
+    "from_apply": "adapters.apply",
+    "from_linen": "adapters.linen",
+    "from_nnx": "adapters.nnx",
 }
+"""What is imported when it is first asked for, and where it is."""
 
 __all__ = [
     "DETECTORS",
     "Batch",
     "Detector",
     "Fit",
+    "Fitted",
     "Head",
+    "Interrupted",
     "Model",
     "Outputs",
+    "Preprocess",
+    "Result",
+    "Unfinished",
+    "Variables",
+    "array_stream",
+    "as_stream",
+    "batch_stream",
     "class_moments",
     "combine_norms",
     "cross_entropy",
     "detectors",
     "energy",
     "entrywise_norm",
+    "evaluate",
+    "evaluate_cache",
     "feature_norm",
+    "fit",
     "from_apply",
     "from_linen",
     "from_nnx",
@@ -85,8 +115,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("metrics", "plots"):
+    if name in _SUBMODULES:
         return importlib.import_module(f"gradnorm_jax.{name}")
     if name in _LAZY:
-        return getattr(importlib.import_module(_LAZY[name]), name)
+        return getattr(importlib.import_module(f"gradnorm_jax.{_LAZY[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

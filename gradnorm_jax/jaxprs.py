@@ -15,6 +15,13 @@ Rule = Callable[..., Any]
 _CALLED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 """Primitives that do nothing but call a program, and the parameter that holds it."""
 
+_CALLED_WITH_OWN_DERIVATIVE = {
+    "remat2": "jaxpr",
+    "custom_jvp_call": "call_jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+}
+"""Primitives that call a program too, but are differentiated or recomputed in a way of their own."""
+
 
 def eval_jaxpr(
     program: Program,
@@ -56,6 +63,16 @@ def inner_programs(equation: core.JaxprEqn) -> list[Program]:
         for item in (value if isinstance(value, tuple) else (value,))
     ]
     return [value for value in values if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
+
+
+def called_program(equation: core.JaxprEqn) -> Program | None:
+    """The program that an equation calls with its operands, and whose results are its own.
+
+    None for anything that does more, such as a loop.
+    """
+    name = equation.primitive.name
+    parameter = _CALLED.get(name) or _CALLED_WITH_OWN_DERIVATIVE.get(name)
+    return None if parameter is None else equation.params[parameter]
 
 
 def body(program: Program) -> core.Jaxpr:

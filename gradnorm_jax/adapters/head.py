@@ -1,203 +1,263 @@
-"""Finding a classifier's last layer and checking that it is one; shared by all adapters."""
+"""Finding the last layer of a classifier in its program.
+
+From the logits one walks back through what only moves or casts entries, into and out of calls, past
+the addition of a bias, to the matrix product or 1x1 convolution of something that depends on the
+images with a parameter. That parameter is the kernel, the other operand the features.
+"""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
+from jax.extend import core
 
-from gradnorm_jax.numerics import to_float32_at_least
-from gradnorm_jax.types import Head, Model, Outputs, Params, Path, get_path, head_parameters
-
-Example = jax.typing.ArrayLike | jax.ShapeDtypeStruct
-"""Images `[B, ...]`, or only their shape and type."""
-
-_NOT_WATCHED = (
-    " (a layer that is applied before pooling, under a scan, or more than once is not among them:"
-    " use from_apply)"
-)
+from gradnorm_jax.adapters.frames import Frame, Ref, inputs_of, source
+from gradnorm_jax.adapters.refusals import NoHeadError, refusal, source_line
+from gradnorm_jax.adapters.steps import keeps_entries, reduce_steps, step_of, swaps_axes
+from gradnorm_jax.tree import Path, show_path
+from gradnorm_jax.types import Head, Step
 
 
-class Call(NamedTuple):
-    """One call of a layer: what it was given and what it gave."""
+class Trace(NamedTuple):
+    """A classifier's program.
 
-    inputs: jax.Array
-    outputs: jax.Array
-
-
-Calls = Mapping[Path, Sequence[Call]]
-"""The calls of the layers that may be the last one, by the layers' paths in the parameters."""
-
-
-@jax.tree_util.register_static
-@dataclasses.dataclass(frozen=True)
-class Static:
-    """A hashable value that rides in a pytree without being a leaf of it."""
-
-    value: Any
-
-
-def static_call(module: Any, arguments: Mapping[str, Any]) -> Static:
-    """A module and the named arguments of its call; ValueError unless they are hashable."""
-    call = Static((module, tuple(sorted(arguments.items()))))
-    try:
-        hash(call)
-    except TypeError as error:
-        raise ValueError(
-            f"the module and the arguments {sorted(arguments)} of its call must be hashable, but "
-            f"there is an {error}: use from_apply with a function that holds it"
-        ) from None
-    return call
-
-
-def as_matrix(name: str, array: Any) -> jax.Array:
-    """`[B, ..., K]` as `[B, K]`; ValueError unless all axes between have length one."""
-    if not isinstance(array, jax.Array) or not _is_matrix(array.shape):
-        found = getattr(array, "shape", type(array).__name__)
-        raise ValueError(f"{name} must be an array [B, ...], one row per image, got {found}")
-    return array.reshape(array.shape[0], array.shape[-1])
-
-
-def could_be_last(kernel: Any, call: Call) -> bool:
-    """Whether a layer with this kernel led from features `[B, D]` to `[B, C]` in this call."""
-    shapes: list[tuple[int, ...]] = [getattr(array, "shape", ()) for array in call]
-    return all(map(_is_matrix, shapes)) and is_kernel(kernel.shape, *(s[-1] for s in shapes))
-
-
-def is_kernel(shape: tuple[int, ...], D: int, C: int) -> bool:
-    """Whether a parameter of this shape can be the kernel of a layer from `[B, D]` to `[B, C]`."""
-    return shape in ((D, C), (1, 1, D, C))
-
-
-def choose_kernel(
-    kernels: Mapping[Path, tuple[int, ...]],
-    head: str | Path | None,
-    classes: int,
-    *,
-    note: str = "",
-) -> Path:
-    """The only kernel, or the one that is `head` or lies right under it; ValueError otherwise.
-
-    Args:
-        kernels: shapes of the kernels that could be the last layer's, by path.
-        head: path of a layer or of its kernel; None for any.
-        classes: C, for the error.
-        note: what the error says at its end.
-    """
-    name = head if head is None or isinstance(head, str) else _show(head)
-    chosen = [path for path in kernels if name in (None, _show(path), _show(path[:-1]))]
-    if len(chosen) == 1:
-        return chosen[0]
-    listed = ", ".join(f"{_show(path)} {list(shape)}" for path, shape in kernels.items())
-    raise ValueError(
-        f"{len(chosen)} layers{'' if name is None else f' named {name!r}'} lead from features "
-        f"[B, D] to logits [B, {classes}]: name one of these kernels with head=: "
-        f"{listed or 'none'}{note}"
-    )
-
-
-def model_from_calls(
-    record: jax.tree_util.Partial, params: Params, example: Example, head: str | Path | None
-) -> Model:
-    """The checked model of a classifier whose layers can be watched.
-
-    Args:
-        record: pure function `(params, images) -> (logits, Calls)`.
-        params: its parameters; layers keep their kernels under the name "kernel".
-        example: images to try it on.
-        head: path of the last layer or of its kernel; None to find it.
+    Attributes:
+        frame: of the whole.
+        params: paths of the parameters, by the values that they enter as.
+        data: the values that the images enter as.
     """
 
-    def find(record: jax.tree_util.Partial, params: Params, images: jax.Array) -> Static:
-        result, calls = record(params, images)
-        classes = as_matrix("logits", result).shape[-1]
-        called_once = {
-            (*layer, "kernel"): call
-            for layer, (call, *more) in calls.items()
-            if not more and call.outputs.shape[-1] == classes
-        }
-        # The layer whose very output is the result is the last one, whatever the others' shapes.
-        last = {path: call for path, call in called_once.items() if call.outputs is result}
-        candidates = last if head is None and last else called_once
-        shapes = {path: get_path(params, path).shape for path in candidates}
-        return Static(choose_kernel(shapes, head, classes, note=_NOT_WATCHED))
-
-    kernel = jax.eval_shape(find, record, params, example).value
-    apply = jax.tree_util.Partial(_watch, Static(kernel[:-1]), record)
-    return checked_model(apply, params, kernel, example)
+    frame: Frame
+    params: Mapping[Ref, Path]
+    data: frozenset[Ref]
 
 
-def checked_model(
-    apply: jax.tree_util.Partial, params: Params, kernel: Path, example: Example
-) -> Model:
-    """The model with its last layer's kernel at `kernel`, tried on `example` if that is an array.
+class Layer(NamedTuple):
+    """The last layer where it is applied.
+
+    Attributes:
+        head: where its parameters are.
+        output: what it yields, before the bias.
+        position: of the features among its operands.
+        features_order: the order of the features' axes that puts what is summed over last.
+    """
+
+    head: Head
+    output: Ref
+    position: int
+    features_order: tuple[int, ...]
+
+    @property
+    def features(self) -> Ref:
+        """The value that the features are, but for casts and the order of axes."""
+        return skip_moves(self.output.operand(self.position))
+
+
+class _Product(NamedTuple):
+    """A product of data and a parameter, in terms of their axes."""
+
+    position: int
+    features_order: tuple[int, ...]
+    rows: int
+    kernel: Ref
+    kernel_order: tuple[int, ...]
+    kernel_shape: tuple[int, ...]
+    rows_first: bool
+
+
+def find_layer(trace: Trace, logits: Ref, rows: int, classes: int) -> Layer:
+    """The layer whose output, with its bias, the logits `[rows, classes]` are.
 
     Raises:
-        ValueError: several vectors beside the kernel could be the bias, or the logits of `example`
-            are not `features @ kernel + bias`.
+        NoHeadError: there is none; says what was met on the way, where, and what to do.
     """
-    model = Model(apply, params, Head(kernel, _find_bias(params, kernel)))
-    if isinstance(example, jax.ShapeDtypeStruct):
-        return model
-    difference, size, actual, expected = jax.device_get(_compare(model, example))
-    # What is left by rounding to bfloat16, in which a float32 product may be computed.
-    if not difference <= 2**-7 * size:
-        raise ValueError(
-            "the logits must be features @ kernel + bias of the last layer, but with the kernel "
-            f"{_show(kernel)} they lie in [{actual[0]:.4g}, {actual[1]:.4g}] and that in "
-            f"[{expected[0]:.4g}, {expected[1]:.4g}]: take out what follows the layer (a softmax, "
-            "a scale, a mean), or name another layer with head="
-        )
-    return model
+    ref, bias, swapped = source(logits), None, False
+    while True:
+        equation = ref.equation
+        if equation is None:
+            raise NoHeadError("the logits are an input or a constant of the function, no result")
+        position = keeps_entries(ref)
+        if position is not None:
+            change = swaps_axes(equation)
+            if change is None:
+                raise refusal(ref, trace.data, "a transposition that mixes images and classes")
+            swapped ^= change
+            ref = ref.operand(position)
+        elif equation.primitive.name in ("add", "add_any"):
+            added = _split_bias(trace, ref, classes, swapped=swapped)
+            if added is None:
+                return _sum_of_layers(trace, ref, rows, classes, bias)
+            if bias is not None:
+                raise refusal(ref, trace.data, "a second bias")
+            bias, ref = added
+        else:
+            return _layer(trace, ref, rows, classes, bias, swapped=swapped)
 
 
-def _watch(
-    layer: Static, record: jax.tree_util.Partial, params: Params, images: jax.Array
-) -> Outputs:
-    result, calls = record(params, jnp.asarray(images))
-    (call,) = calls[layer.value]
-    return Outputs(as_matrix("features", call.inputs), as_matrix("logits", result))
+def skip_moves(ref: Ref) -> Ref:
+    """The value before all that only moves or casts its entries."""
+    ref = source(ref)
+    while (position := keeps_entries(ref)) is not None:
+        ref = ref.operand(position)
+    return ref
 
 
-@jax.jit
-def _compare(model: Model, images: jax.Array) -> tuple[jax.Array, ...]:
-    """Root mean square of logits - (features @ kernel + bias) and of the terms; both ranges."""
-    features, logits = map(to_float32_at_least, model(images))
-    kernel, bias = head_parameters(model)
-    features, kernel = features.astype(logits.dtype), kernel.astype(logits.dtype)
-    bias = jnp.zeros((), logits.dtype) if bias is None else bias.astype(logits.dtype)
-    bias = jnp.broadcast_to(bias, logits.shape)
-    expected = jnp.matmul(features, kernel, precision="highest") + bias
-    # Rounding errors of a sum grow with the root of the sum of its terms' squares.
-    squares = features**2 @ kernel**2 + bias**2 + logits**2
-    return (
-        jnp.sqrt(jnp.mean((logits - expected) ** 2)),
-        jnp.sqrt(jnp.mean(squares)),
-        jnp.stack([logits.min(), logits.max()]),
-        jnp.stack([expected.min(), expected.max()]),
+def _split_bias(
+    trace: Trace, total: Ref, classes: int, *, swapped: bool
+) -> tuple[Path, Ref] | None:
+    """The path of the bias that is added, and what it is added to; None if there is no bias."""
+    for bias, rest in ((0, 1), (1, 0)):
+        path = _bias(trace, total, total.operand(bias), classes, swapped=swapped)
+        if path is not None:
+            return path, total.operand(rest)
+    return None
+
+
+def _bias(trace: Trace, total: Ref, ref: Ref, classes: int, *, swapped: bool) -> Path | None:
+    """The path of a parameter with one entry for each class that is spread over all rows."""
+    varying = {axis for axis, length in enumerate(ref.shape) if length > 1}
+    if ref.equation is not None and ref.equation.primitive.name == "broadcast_in_dim":
+        inner = ref.operand(0)
+        axes = ref.equation.params["broadcast_dimensions"]
+        varying = {axes[i] for i, length in enumerate(inner.shape) if length > 1}
+        ref = inner
+    leaf = _parameter(trace, ref)
+    if leaf is None or math.prod(ref.shape) != classes:
+        return None
+    path, steps = leaf
+    axes_of_logits = [axis for axis, length in enumerate(total.shape) if length > 1]
+    if swapped:
+        axes_of_logits.reverse()
+    over_classes = set(axes_of_logits[len(axes_of_logits) - len(varying) :])
+    in_order = all(name == "reshape" for name, _ in steps)
+    return path if in_order and varying == over_classes else None
+
+
+def _parameter(trace: Trace, ref: Ref) -> tuple[Path, tuple[Step, ...]] | None:
+    """The parameter that a value holds the entries of, and how they were moved."""
+    steps: list[Step] = []
+    ref = source(ref)
+    while ref not in trace.params:
+        position = keeps_entries(ref)
+        if position is None:
+            return None
+        steps[:0] = step_of(ref)
+        ref = ref.operand(position)
+    return trace.params[ref], tuple(steps)
+
+
+def _sum_of_layers(trace: Trace, total: Ref, rows: int, classes: int, bias: Path | None) -> Layer:
+    """The layer of a kernel plus a product of two others, applied to the same features."""
+    layers = []
+    for term in (0, 1):
+        try:
+            layers.append(find_layer(trace, total.operand(term), rows, classes))
+        except NoHeadError:
+            raise refusal(total, trace.data) from None
+    for layer, other in (layers, layers[::-1]):
+        low_rank = _low_rank(trace, layer, other, rows)
+        if low_rank is not None and None in (bias, layer.head.bias):
+            head = dataclasses.replace(layer.head, low_rank=low_rank, bias=layer.head.bias or bias)
+            return layer._replace(head=head)
+    raise refusal(total, trace.data, "a sum of two layers' outputs")
+
+
+def _low_rank(trace: Trace, layer: Layer, other: Layer, rows: int) -> tuple[Path, Path] | None:
+    """The paths of A and B if the other layer multiplies the features of the first by A B."""
+    rank = math.prod(other.features.shape) // rows
+    try:
+        inner = find_layer(trace, other.features, rows, rank)
+    except NoHeadError:
+        return None
+    a, b = inner.head.kernel, other.head.kernel
+    plain = (inner.head, other.head) == (Head(a), Head(b))
+    return (a, b) if plain and inner.features == layer.features else None
+
+
+def _layer(
+    trace: Trace, ref: Ref, rows: int, classes: int, bias: Path | None, *, swapped: bool
+) -> Layer:
+    product = _product(trace, ref)
+    if product is None:
+        raise refusal(ref, trace.data)
+    kernel = _parameter(trace, product.kernel)
+    if kernel is None:
+        raise _computed_kernel(trace, ref, product.kernel)
+    in_order = product.rows_first != swapped or 1 in (rows, classes)
+    if product.rows != rows or product.kernel_shape[-1] != classes or not in_order:
+        raise refusal(ref, trace.data, "a layer that is applied to more than one row an image")
+    path, steps = kernel
+    moved = (*steps, ("transpose", product.kernel_order), ("reshape", product.kernel_shape))
+    leaf_shape = next(leaf.shape for leaf, name in trace.params.items() if name == path)
+    head = Head(path, bias, reduce_steps(leaf_shape, moved))
+    return Layer(head, ref, product.position, product.features_order)
+
+
+def _product(trace: Trace, ref: Ref) -> _Product | None:
+    """The matrix product or 1x1 convolution that yields a value; None if nothing of the kind."""
+    equation = ref.equation
+    assert equation is not None
+    if equation.primitive.name not in ("dot_general", "conv_general_dilated"):
+        return None
+    on_data = [bool(inputs_of(each) & trace.data) for each in ref.operands()]
+    if sum(on_data) != 1:
+        met = "a product of two factors that both depend on the images"
+        raise refusal(ref, trace.data, met if all(on_data) else "a product of parameters alone")
+    position = on_data.index(True)
+    features, kernel = ref.operand(position), ref.operand(1 - position)
+    if equation.primitive.name == "dot_general":
+        contracted, batched = equation.params["dimension_numbers"]
+        if batched[0]:
+            raise refusal(ref, trace.data, "a batched matrix product")
+        rows_first = position == 0
+    else:
+        if not _is_pointwise(equation, position):
+            raise refusal(ref, trace.data, "a convolution over positions")
+        spec = equation.params["dimension_numbers"]
+        contracted = ((spec.lhs_spec[1],), (spec.rhs_spec[1],))
+        rows_first = spec.out_spec[0] < spec.out_spec[1]
+    free = [_others(features, contracted[position]), _others(kernel, contracted[1 - position])]
+    rows, classes = (
+        math.prod(each.shape[axis] for axis in axes)
+        for each, axes in zip((features, kernel), free, strict=True)
+    )
+    return _Product(
+        position=position,
+        features_order=(*free[0], *contracted[position]),
+        rows=rows,
+        kernel=kernel,
+        kernel_order=(*contracted[1 - position], *free[1]),
+        kernel_shape=(math.prod(kernel.shape) // classes, classes),
+        rows_first=rows_first,
     )
 
 
-def _find_bias(params: Params, kernel: Path) -> Path | None:
-    *layer, name = kernel
-    siblings = get_path(params, tuple(layer))
-    keys = siblings.keys() if isinstance(siblings, Mapping) else range(len(siblings))
-    classes = siblings[name].shape[-1]
-    vectors = [key for key in keys if getattr(siblings[key], "shape", None) == (classes,)]
-    if "bias" in vectors:
-        return (*layer, "bias")
-    if len(vectors) > 1:
-        raise ValueError(
-            f"several vectors beside the kernel {_show(kernel)} could be its bias: {vectors}; "
-            'call one of them "bias"'
-        )
-    return (*layer, *vectors) if vectors else None
+def _is_pointwise(equation: core.JaxprEqn, position: int) -> bool:
+    """Whether a convolution takes one position of each image to one position."""
+    spec, groups = equation.params["dimension_numbers"], equation.params
+    images, kernel = (atom.aval.shape for atom in equation.invars)
+    return (
+        position == 0
+        and groups["feature_group_count"] == groups["batch_group_count"] == 1
+        and all(images[axis] == 1 for axis in spec.lhs_spec[2:])
+        and all(kernel[axis] == 1 for axis in spec.rhs_spec[2:])
+        and not any(padding for pair in groups["padding"] for padding in pair)
+    )
 
 
-def _is_matrix(shape: tuple[int, ...]) -> bool:
-    return len(shape) >= 2 and all(length == 1 for length in shape[1:-1])
+def _others(ref: Ref, axes: Any) -> tuple[int, ...]:
+    return tuple(axis for axis in range(len(ref.shape)) if axis not in axes)
 
 
-def _show(path: Path) -> str:
-    return "/".join(map(str, path))
+def _computed_kernel(trace: Trace, layer: Ref, kernel: Ref) -> NoHeadError:
+    """The error for a kernel that is not a parameter itself."""
+    made = skip_moves(kernel)
+    known = [trace.params[each] for each in inputs_of(made) if each in trace.params]
+    if not known:
+        return refusal(layer, trace.data, "a product with a kernel that is not among the params")
+    assert made.equation is not None
+    by = f"{made.equation.primitive.name}{source_line(made)}"
+    names = ", ".join(sorted(map(show_path, known)))
+    met = f"a product with a kernel that is computed, by {by}, from the parameters {names}"
+    return refusal(layer, trace.data, met)

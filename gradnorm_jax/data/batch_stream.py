@@ -98,16 +98,17 @@ def _rebatch(elements: Iterator[Rows], size: int) -> Iterator[list[Rows]]:
 
 
 def _take(rows: Rows, which: Any) -> Rows:
-    return Rows(*(None if x is None else x[which] for x in rows))
+    ids = None if rows.ids is None else rows.ids[which]
+    return Rows(rows.images[which], rows.labels[which], ids)
 
 
 def _collate(number: int, pieces: list[Rows], size: int, preprocess: Prepare) -> HostBatch:
-    has_ids = all(rows.ids is not None for rows in pieces)
+    ids = [rows.ids for rows in pieces if rows.ids is not None]
     return to_host_batch(
         number,
         np.concatenate([to_pixels(rows.images, preprocess) for rows in pieces]),
         size,
-        ids=[str(i) for rows in pieces for i in rows.ids] if has_ids else None,
+        ids=np.concatenate(ids).tolist() if len(ids) == len(pieces) else None,
         labels=np.concatenate([rows.labels for rows in pieces]),
     )
 

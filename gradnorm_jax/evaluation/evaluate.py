@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -14,14 +14,7 @@ from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded
 from gradnorm_jax.detectors import Detector, parse_detectors
 from gradnorm_jax.evaluation import report
-from gradnorm_jax.evaluation.loop import (
-    Execution,
-    check_excluded,
-    initial_statistics,
-    merge_statistics,
-    score,
-    update_statistics,
-)
+from gradnorm_jax.evaluation.loop import Execution, Run, fit_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
     FIT,
@@ -37,9 +30,8 @@ from gradnorm_jax.evaluation.run_config import (
     describe_run,
     read_config,
 )
-from gradnorm_jax.evaluation.sinks import FolderSink, MemorySink, StatisticsFiles
-from gradnorm_jax.evaluation.step import States, place_model, put_states
-from gradnorm_jax.evaluation.storage import Folder, open_folder, read_table
+from gradnorm_jax.evaluation.step import States, place_model
+from gradnorm_jax.evaluation.storage import Folder, open_folder
 from gradnorm_jax.metrics import evaluate_scores
 from gradnorm_jax.progress import Track, show_progress
 from gradnorm_jax.types import Model
@@ -49,24 +41,6 @@ DEFAULT_DETECTORS = ("msp", "odin", "mahalanobis", "energy", "gradnorm")
 
 PART_SIZE = 256
 """About how many inputs a part of a run folder holds: the most that a killed run loses."""
-
-
-class _Run(NamedTuple):
-    """What all passes of an evaluation share.
-
-    Attributes:
-        model: the classifier, on the devices.
-        execution: how passes are carried out.
-        folder: where results are kept; None for memory.
-        cache: where features and logits are kept as well.
-        wait_seconds: how long to wait for other processes.
-    """
-
-    model: Model
-    execution: Execution
-    folder: Folder | None
-    cache: OutputCache | None
-    wait_seconds: float
 
 
 def evaluate(
@@ -217,6 +191,26 @@ def evaluate_cache(
     )
 
 
+def fit_states(
+    model: Model,
+    data: Any,
+    detectors: Sequence[Detector],
+    *,
+    preprocess: Prepare | str = None,
+    batch_size: int = 64,
+    progress: bool | Track | None = None,
+) -> States:
+    """What detectors learn from training data, by their names, in memory; see `evaluate`."""
+    prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    stream = as_stream(data, prepare, name=FIT)
+    placed, placement = place_model(model)
+    schedule = _make_schedule(batch_size, placement.mesh.size, [stream], (0, 1))
+    with show_progress(progress) as track:
+        execution = Execution(placement, schedule, prepare, track=track)
+        states, _ = fit_data(Run(placed, execution), stream, detectors)
+    return states
+
+
 def _evaluate(
     model: Model,
     streams: Mapping[str, DataStream],
@@ -256,13 +250,13 @@ def _evaluate(
         track = stack.enter_context(show_progress(progress))
         execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
         kept = OutputCache(folder, cache) if folder is not None and cache else None
-        run = _Run(placed, execution, folder, kept, wait_seconds)
+        run = Run(placed, execution, folder, kept, wait_seconds)
         states: States = {}
         fit_excluded: Sequence[Excluded] = ()
         if FIT in streams:
-            states, fit_excluded = _fit(run, streams[FIT], runnable)
+            states, fit_excluded = fit_data(run, streams[FIT], runnable)
         tables = {
-            name: _score(run, name, stream, states, runnable)
+            name: score_data(run, name, stream, states, runnable)
             for name, stream in streams.items()
             if name != FIT
         }
@@ -275,80 +269,8 @@ def _evaluate(
     return result
 
 
-def _score(
-    run: _Run, name: str, stream: DataStream, states: States, detectors: tuple[Detector, ...]
-) -> ScoreTable | None:
-    """The scores of a data set; None if other processes have not done their share."""
-    schedule = run.execution.schedule
-    if run.folder is None:
-        sink: MemorySink | FolderSink = MemorySink()
-    else:
-        table = read_table(run.folder, name, schedule.part_size)
-        if table is not None:
-            return _checked(run, name, stream, table)
-        sink = FolderSink(run.folder, name, schedule, run.cache)
-        schedule = dataclasses.replace(schedule, done=sink.done())
-    execution = dataclasses.replace(run.execution, schedule=schedule)
-    states = put_states(states, execution.placement)
-    for batch in score(name, stream, run.model, states, detectors, execution):
-        sink.write(batch)
-    table = sink.finish()
-    if table is None and schedule.processes == 1:
-        raise ValueError(f"{name} holds no input; give at least one")
-    return None if table is None else _checked(run, name, stream, table)
-
-
-def _fit(
-    run: _Run, stream: DataStream, detectors: Sequence[Detector]
-) -> tuple[States, Sequence[Excluded]]:
-    """What all detectors that need it learn, in one pass, and the inputs that cannot be used."""
-    fits = {d.name: d.fit for d in detectors if d.fit}
-    statistics = initial_statistics(fits, run.model)
-    execution, schedule = run.execution, run.execution.schedule
-    if run.folder is None:
-        sink: MemorySink | FolderSink = MemorySink()
-        for batch in score(FIT, stream, run.model, {}, (), execution):
-            statistics = update_statistics(fits, statistics, batch)
-            sink.write(batch)
-    else:
-        files = StatisticsFiles(run.folder, schedule, statistics)
-        complete, done, statistics = files.load()
-        sink = FolderSink(run.folder, FIT, schedule, run.cache)
-        if not complete:
-            execution = dataclasses.replace(
-                execution, schedule=dataclasses.replace(schedule, done=done)
-            )
-            for batch in score(FIT, stream, run.model, {}, (), execution):
-                statistics = update_statistics(fits, statistics, batch)
-                sink.write(batch)
-                files.save(batch.number + 1, statistics)
-            sink.finish()
-            files.save(0, statistics, complete=True)
-        statistics = files.merged(
-            lambda left, right: merge_statistics(fits, left, right),
-            run.wait_seconds,
-            execution.should_stop,
-        )
-    table = sink.finish()
-    if table is None:
-        raise ValueError(f"the training data (fit) hold no input, or files of {FIT} are missing")
-    table = _checked(run, FIT, stream, table)
-    states = {name: fit.finalize(statistics[name]) for name, fit in fits.items()}
-    return states, table.excluded
-
-
-def _checked(run: _Run, name: str, stream: DataStream, table: ScoreTable) -> ScoreTable:
-    """The table, with the files that were passed over; ValueError if too much is unusable."""
-    check_excluded(name, table.excluded, stream.length, run.execution.max_undecodable)
-    if not len(table.positions):
-        first = "; the first: " + ": ".join(table.excluded[0][:2]) if table.excluded else ""
-        raise ValueError(f"none of the inputs of {name} can be used{first}")
-    ignored = [Excluded(file, "not an image by its name") for file in stream.ignored]
-    return table._replace(excluded=[*ignored, *table.excluded])
-
-
 def _compare(
-    run: _Run,
+    run: Run,
     tables: Mapping[str, ScoreTable | None],
     detectors: Sequence[Detector],
     label_offset: int,

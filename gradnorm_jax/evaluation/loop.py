@@ -1,11 +1,12 @@
 """A pass over a data set: scores batch by batch, and what detectors learn from them."""
 
 import dataclasses
+import functools
 import itertools
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -14,13 +15,24 @@ from gradnorm_jax.data.preprocess import Prepare
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded, HostBatch
 from gradnorm_jax.detectors import Detector, Fit
+from gradnorm_jax.evaluation.output_cache import OutputCache
 from gradnorm_jax.evaluation.records import (
+    FIT,
     Interrupted,
     ScoredBatch,
     ScoreTable,
     Statistics,
 )
-from gradnorm_jax.evaluation.step import Placement, Scored, States, put_batch, score_batch
+from gradnorm_jax.evaluation.sinks import FolderSink, MemorySink, Sink, StatisticsFiles
+from gradnorm_jax.evaluation.step import (
+    Placement,
+    Scored,
+    States,
+    put_batch,
+    put_states,
+    score_batch,
+)
+from gradnorm_jax.evaluation.storage import Folder, read_table
 from gradnorm_jax.progress import Track, no_progress
 from gradnorm_jax.types import Model, head_parameters
 
@@ -47,6 +59,24 @@ class Execution:
     max_undecodable: float = 0.01
     track: Track = no_progress
     should_stop: Callable[[], bool] = bool
+
+
+class Run(NamedTuple):
+    """What all passes of an evaluation share.
+
+    Attributes:
+        model: the classifier, on the devices.
+        execution: how passes are carried out.
+        folder: where results are kept; None for memory.
+        cache: where features and logits are kept as well.
+        wait_seconds: how long to wait for other processes.
+    """
+
+    model: Model
+    execution: Execution
+    folder: Folder | None = None
+    cache: OutputCache | None = None
+    wait_seconds: float = 0.0
 
 
 def score(
@@ -158,3 +188,70 @@ def update_statistics(
 def merge_statistics(fits: Mapping[str, Fit], left: Statistics, right: Statistics) -> Statistics:
     """The statistics of two disjoint sets of inputs together."""
     return {name: fit.merge(left[name], right[name]) for name, fit in fits.items()}
+
+
+def score_data(
+    run: Run, name: str, stream: DataStream, states: States, detectors: tuple[Detector, ...]
+) -> ScoreTable | None:
+    """The scores of a data set; None if other processes have not done their share."""
+    schedule, states = run.execution.schedule, put_states(states, run.execution.placement)
+    sink: Sink = MemorySink()
+    if run.folder is not None:
+        table = read_table(run.folder, name, schedule.part_size)
+        if table is not None:
+            return _checked(run, name, stream, table)
+        sink = FolderSink(run.folder, name, schedule, run.cache)
+    for batch in score(name, stream, run.model, states, detectors, _without(run, sink.done())):
+        sink.write(batch)
+    table = sink.finish()
+    if table is None and schedule.processes == 1:
+        raise ValueError(f"{name} holds no input; give at least one")
+    return None if table is None else _checked(run, name, stream, table)
+
+
+def fit_data(
+    run: Run, stream: DataStream, detectors: Sequence[Detector]
+) -> tuple[States, Sequence[Excluded]]:
+    """What all detectors that need it learn, in one pass, and the inputs that cannot be used."""
+    fits = {d.name: d.fit for d in detectors if d.fit}
+    statistics = initial_statistics(fits, run.model)
+    done: frozenset[int] = frozenset()
+    files, complete = None, False
+    sink: Sink = MemorySink()
+    if run.folder is not None:
+        files = StatisticsFiles(run.folder, run.execution.schedule, statistics)
+        sink = FolderSink(run.folder, FIT, run.execution.schedule, run.cache)
+        complete, done, statistics = files.load(sink.done())
+    if not complete:
+        batch = None
+        for batch in score(FIT, stream, run.model, {}, (), _without(run, done)):
+            statistics = update_statistics(fits, statistics, batch)
+            sink.write(batch)
+            if files is not None:
+                files.save(batch.number + 1, statistics)
+        table = sink.finish()
+        if files is not None:
+            files.save(0 if batch is None else batch.number + 1, statistics, complete=True)
+    if files is not None:
+        merge = functools.partial(merge_statistics, fits)
+        statistics = files.merged(merge, run.wait_seconds, run.execution.should_stop)
+        table = sink.finish()
+    if table is None:
+        raise ValueError(f"the training data ({FIT}) hold no input; give at least one")
+    table = _checked(run, FIT, stream, table)
+    return {name: fit.finalize(statistics[name]) for name, fit in fits.items()}, table.excluded
+
+
+def _without(run: Run, done: frozenset[int]) -> Execution:
+    schedule = dataclasses.replace(run.execution.schedule, done=done)
+    return dataclasses.replace(run.execution, schedule=schedule)
+
+
+def _checked(run: Run, name: str, stream: DataStream, table: ScoreTable) -> ScoreTable:
+    """The table, with the files that were passed over; ValueError if too much is unusable."""
+    check_excluded(name, table.excluded, stream.length, run.execution.max_undecodable)
+    if not len(table.positions):
+        first = "; the first: " + ": ".join(table.excluded[0][:2]) if table.excluded else ""
+        raise ValueError(f"none of the inputs of {name} can be used{first}")
+    ignored = [Excluded(file, "not an image by its name") for file in stream.ignored]
+    return table._replace(excluded=[*ignored, *table.excluded])

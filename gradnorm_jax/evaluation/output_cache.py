@@ -6,6 +6,7 @@ its checksum is.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -105,12 +106,11 @@ def cached_stream(folder: Folder, name: str, part_size: int) -> DataStream:
     def batches(schedule: BatchSchedule) -> Iterator[HostBatch]:
         if schedule.part_size != part_size:
             raise ValueError(f"a cache is read in parts of {part_size}, not {schedule.part_size}")
-        part, rows = -1, None
-        for number in schedule.taken(count_positions(table)):
-            if schedule.part(number) != part:
-                part = schedule.part(number)
-                rows = _read(folder, name, part, read_part(folder, name, part))
-            yield _to_host_batch(number, schedule.batch_size, *rows)
+        numbers = schedule.taken(count_positions(table))
+        for part, members in itertools.groupby(numbers, schedule.part):
+            rows = _read(folder, name, part, read_part(folder, name, part))
+            for number in members:
+                yield _to_host_batch(number, schedule.batch_size, *rows)
 
     return DataStream(batches, count_positions(table), lambda: {"cache": folder.address})
 

@@ -59,7 +59,8 @@ def describe_run(
 
 
 def _describe_detector(detector: Detector) -> dict[str, Any]:
-    return {"score": _name(detector.score_fn), "options": {k: repr(v) for k, v in detector.options}}
+    options = {name: repr(value) for name, value in dict(detector.options).items()}
+    return {"score": _name(detector.score_fn), "options": options}
 
 
 def _name(function: Any) -> str | None:

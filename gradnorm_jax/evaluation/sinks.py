@@ -43,6 +43,9 @@ POLL_SECONDS = 1.0
 class Sink(Protocol):
     """Takes the scored batches of one data set, in order."""
 
+    def done(self) -> frozenset[int]:
+        """The parts that need not be computed."""
+
     def write(self, batch: ScoredBatch) -> None:
         """Takes a batch."""
 
@@ -56,6 +59,10 @@ class MemorySink:
     def __init__(self) -> None:
         """Starts empty."""
         self._tables: list[ScoreTable] = []
+
+    def done(self) -> frozenset[int]:
+        """No part."""
+        return frozenset()
 
     def write(self, batch: ScoredBatch) -> None:
         """Takes a batch."""
@@ -127,12 +134,16 @@ class StatisticsFiles:
     zero: Statistics
     _saved: float = dataclasses.field(default_factory=time.monotonic)
 
-    def load(self) -> tuple[bool, frozenset[int], Statistics]:
-        """Whether this process has finished, the parts that it has taken in, what they tell."""
+    def load(self, written: frozenset[int]) -> tuple[bool, frozenset[int], Statistics]:
+        """Whether this process has finished, the parts that it has taken in, what they tell.
+
+        It begins anew if a part that it has taken in is not among those `written`: what that part
+        tells cannot be taken out again.
+        """
         process, processes = self.schedule.process, self.schedule.processes
         count, complete, statistics = self._read(process)
         done = frozenset(range(process, process + count * processes, processes))
-        return complete, done, statistics
+        return (complete, done, statistics) if done <= written else (False, frozenset(), self.zero)
 
     def save(self, batches: int, statistics: Statistics, *, complete: bool = False) -> None:
         """Saves the statistics of the first `batches` batches, if it is time and a part has ended.

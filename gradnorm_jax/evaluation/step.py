@@ -54,7 +54,7 @@ def place_model(model: Model, mesh: Mesh | None = None) -> tuple[Model, Placemen
         ValueError: the parameters are spread over devices of other processes.
     """
     shardings = [x.sharding for x in jax.tree.leaves(model) if isinstance(x, jax.Array)]
-    split = [s for s in shardings if isinstance(s, NamedSharding) and not s.is_fully_replicated]
+    split = [s for s in shardings if not s.is_fully_replicated]
     if any(not s.is_fully_addressable for s in shardings):
         raise ValueError(
             "the parameters are spread over devices of several processes, and each process scores "
@@ -62,7 +62,12 @@ def place_model(model: Model, mesh: Mesh | None = None) -> tuple[Model, Placemen
             "(jax.experimental.multihost_utils.process_allgather)"
         )
     if split:
-        return model, Placement(split[0].mesh, params_are_split=True)
+        mesh = getattr(split[0], "mesh", None)
+        if not isinstance(mesh, Mesh):
+            raise ValueError(
+                f"parameters are spread over devices by {split[0]}; give a NamedSharding"
+            )
+        return model, Placement(mesh, params_are_split=True)
     mesh = batch_mesh() if mesh is None else mesh
     return jax.device_put(model, replicated(mesh)), Placement(mesh)
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradnorm_jax.adapters.function import from_apply
+from gradnorm_jax.adapters.apply import from_apply
 from gradnorm_jax.types import Head, head_parameters
 
 KEYS = jax.random.split(jax.random.key(0), 4)
