@@ -103,10 +103,16 @@ def _take(rows: Rows, which: Any) -> Rows:
 
 
 def _collate(number: int, pieces: list[Rows], size: int, preprocess: Prepare) -> HostBatch:
+    images = [to_pixels(rows.images, preprocess) for rows in pieces]
+    if len({each.shape[1:] for each in images}) > 1:
+        raise ValueError(
+            f"inputs must have one shape, got {', '.join(str(each.shape[1:]) for each in images)}: "
+            "give a Preprocess for images of several sizes"
+        )
     ids = [rows.ids for rows in pieces if rows.ids is not None]
     return to_host_batch(
         number,
-        np.concatenate([to_pixels(rows.images, preprocess) for rows in pieces]),
+        np.concatenate(images),
         size,
         ids=np.concatenate(ids).tolist() if len(ids) == len(pieces) else None,
         labels=np.concatenate([rows.labels for rows in pieces]),
@@ -121,8 +127,9 @@ def to_rows(element: Any) -> Rows:
     """
     images, labels, ids, mask = _entries(element)
     if _is_image(images) or (labels is not None and np.ndim(labels) == 0):
-        images, labels, ids, mask = (
-            [x] if x is not None else None for x in (images, labels, ids, mask)
+        images = [images]
+        labels, ids, mask = (
+            None if x is None else np.asarray(x)[np.newaxis] for x in (labels, ids, mask)
         )
     images = _stack(images)
     labels = (

@@ -81,14 +81,32 @@ def to_pixels(images: np.ndarray, preprocess: Prepare) -> np.ndarray:
     """The part of preparing `[N, ...]` that the host does: uint8 images through a `Preprocess`.
 
     Images of other types are taken to be the network's input already.
+
+    Raises:
+        ValueError: images are not `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, or they are of several
+            sizes, without a `Preprocess`.
     """
+    if images.dtype == object and len(images) and not isinstance(preprocess, Preprocess):
+        raise ValueError(
+            "inputs must have one shape: give a Preprocess for images of several sizes"
+        )
     if not isinstance(preprocess, Preprocess) or images.dtype not in (np.uint8, object):
         return images
     shape = (len(images), preprocess.size, preprocess.size, 3)
     pixels = np.empty(shape, np.uint8)
     for row, image in zip(pixels, images, strict=True):
-        row[...] = preprocess.pixels(to_rgb(Image.fromarray(np.squeeze(np.asarray(image)))))
+        row[...] = preprocess.pixels(_to_image(image))
     return pixels
+
+
+def _to_image(pixels: np.ndarray) -> Image.Image:
+    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    if not (grey.ndim == 2 or (grey.ndim == 3 and grey.shape[-1] == 3)) or grey.dtype != np.uint8:
+        raise ValueError(
+            "images for a Preprocess must be uint8 arrays [H, W], [H, W, 1] or [H, W, 3], got "
+            f"{pixels.dtype}{list(pixels.shape)}"
+        )
+    return to_rgb(Image.fromarray(grey))
 
 
 def to_network_input(data: jax.Array, preprocess: Prepare) -> jax.Array:

@@ -12,8 +12,8 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gradnorm_jax.data import ood_builders
-from gradnorm_jax.data.tfds_prepare import prepare
 from gradnorm_jax.data.open_source import open_source
+from gradnorm_jax.data.tfds_prepare import prepare
 
 SETS = {
     "inaturalist_ood": "iNaturalist",

@@ -10,12 +10,12 @@ import pytest
 import tensorflow_datasets as tfds
 
 from gradnorm_jax.data import tfds_prepare
-from gradnorm_jax.data.tfds_prepare import prepare_source
-from gradnorm_jax.data.tfds_source import tfds_source
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.source_stream import source_stream
-from gradnorm_jax.data.open_source import open_source
+from gradnorm_jax.data.tfds_prepare import prepare_source
+from gradnorm_jax.data.tfds_source import tfds_source
 
 # The last byte of a record must survive, even where NumPy would take it for padding.
 IMAGES = [b"\xff\xd8 zero\x00", b"", b"\x00", *(bytes([i]) * 9 for i in range(7))]
