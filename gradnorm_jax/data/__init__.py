@@ -23,9 +23,9 @@ def as_stream(
 
     Args:
         data: an array `[N, ...]`; a pair of it and labels `[N]`; a mapping with `image` and, if
-            there are any, `label`, `id` and `mask`; a string that names files (see `open_source`); a `Source` of encoded
-            images; a loader of batches, or a function that makes one (see `batch_stream`); or a
-            `DataStream`, which is left as it is.
+            there are any, `label`, `id` and `mask`; a string that names files (see `open_source`);
+            a `Source` of encoded images; a loader of batches, or a function that makes one (see
+            `batch_stream`); or a `DataStream`, which is left as it is.
         preprocess: what files need, and what uint8 images and others may need.
         name: identifies a loader; see `batch_stream`.
         **decoding: how files are decoded: `workers`, `worker_processes`.

@@ -20,7 +20,7 @@ RAGGED = [slice(0, 2), slice(2, 2), slice(2, 6), slice(6, 7)]
 
 
 def read(stream, size=4):
-    """Inputs, labels and ids of all batches, which have been checked to be full but for the last."""
+    """Inputs, labels and ids of all batches, all of which but the last must be full."""
     batches = list(stream.batches(BatchSchedule(size)))
     assert [batch.number for batch in batches] == list(range(len(batches)))
     assert all(len(batch.data) == len(batch.mask) == size for batch in batches)
@@ -34,7 +34,7 @@ def read(stream, size=4):
     return (
         np.concatenate([batch.data[batch.mask] for batch in batches]),
         np.concatenate([batch.labels for batch in batches]),
-        [id for batch in batches for id in batch.ids],
+        [each for batch in batches for each in batch.ids],
     )
 
 
@@ -203,10 +203,7 @@ def test_pictures_of_several_sizes():
         images, _, _ = read(as_stream(data, preprocess), 3)
         assert images.shape == (5, 4, 4, 3)
         np.testing.assert_array_equal(images[:, 1, 2, 0], range(5))
-        with pytest.raises(
-            ValueError,
-            match="inputs must have one shape.*: give a Preprocess for images of several sizes",
-        ):
+        with pytest.raises(ValueError, match=r"must have one shape.*: give a Preprocess for imag"):
             read(as_stream(data), 3)
 
 
