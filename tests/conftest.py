@@ -1,27 +1,28 @@
 import os
-
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
-)
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
-
 from pathlib import Path
 
-import jax
-import pytest
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+TEST_DATA = Path(
+    os.environ.get("GRADNORM_JAX_TEST_DATA", Path(__file__).parents[2] / "shared" / "data")
+)
 
 
 @pytest.fixture(scope="session")
 def shared_data():
     """Real weights and images; tests that need them skip where they are absent."""
-    if not SHARED_DATA.is_dir():
-        pytest.skip(f"needs real weights and images in {SHARED_DATA}")
-    return SHARED_DATA
+    if not TEST_DATA.is_dir():
+        pytest.skip(f"needs real weights and images in {TEST_DATA} (GRADNORM_JAX_TEST_DATA)")
+    return TEST_DATA
 
 
 @pytest.fixture
@@ -29,3 +30,29 @@ def x64():
     """Double precision for one test."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(scope="session")
+def make_folder(tmp_path_factory):
+    """Makes folders of random images, with class subfolders if asked for."""
+
+    def make(count, *, classes=None, seed=0):
+        folder = tmp_path_factory.mktemp("images")
+        pixels = np.random.default_rng(seed).integers(256, size=(count, 12, 10, 3), dtype=np.uint8)
+        for i, image in enumerate(pixels):
+            below = folder if classes is None else folder / f"class{i % classes}"
+            below.mkdir(exist_ok=True)
+            Image.fromarray(image).save(below / f"{i:03d}.png")
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A file with random weights of `bit_tiny` for three classes."""
+    from gradnorm_jax.models import init_model, save_weights
+
+    path = tmp_path_factory.mktemp("weights") / "tiny.npz"
+    save_weights(init_model("bit_tiny", 3, jax.random.key(0)).params, "bit_tiny", path)
+    return path

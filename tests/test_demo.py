@@ -7,7 +7,7 @@ from PIL import Image
 
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.demo_data import OOD_SETS, write_images
-from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.evaluation.run import EvaluateOptions, run
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from gradnorm_jax.data.array_stream import array_stream
-from gradnorm_jax.data.batch_stream import batch_stream
+from gradnorm_jax.data.batch_stream import batch_stream, to_rows
 from gradnorm_jax.data.preprocess import Prepare, Preprocess
 from gradnorm_jax.data.source import Source
 from gradnorm_jax.data.stream import DataStream
@@ -22,10 +22,10 @@ def as_stream(
     """A data set of any kind as a `DataStream`.
 
     Args:
-        data: an array `[N, ...]`; a pair of it and labels `[N]`; a mapping with `image` and, if it
-            is known, `label`; a string that names files (see `open_source`); a `Source` of encoded
-            images; a loader of batches, or a function that makes one (see `batch_stream`); or a
-            `DataStream`, which is left as it is.
+        data: an array `[N, ...]`; a pair of it and labels `[N]`; a mapping with `image` and, if
+            there are any, `label`, `id` and `mask`; a string that names files (see `open_source`);
+            a `Source` of encoded images; a loader of batches, or a function that makes one (see
+            `batch_stream`); or a `DataStream`, which is left as it is.
         preprocess: what files need, and what uint8 images and others may need.
         name: identifies a loader; see `batch_stream`.
         **decoding: how files are decoded: `workers`, `worker_processes`.
@@ -39,8 +39,9 @@ def as_stream(
             return data
         case str() | os.PathLike():
             return file_stream(data, preprocess, **decoding)
-        case Mapping() if "image" in data:
-            return array_stream(data["image"], data.get("label"), preprocess=preprocess)
+        case Mapping():
+            rows = to_rows(data)
+            return array_stream(rows.images, rows.labels, ids=rows.ids, preprocess=preprocess)
         case (images, labels) if isinstance(data, tuple) and _is_array(images):
             return array_stream(images, labels, preprocess=preprocess)
         case _ if _is_array(data):
@@ -84,4 +85,6 @@ def file_stream(
 
 
 def _is_array(data: Any) -> bool:
-    return isinstance(data, np.ndarray | jax.Array)
+    # The tensors of other frameworks are arrays too, rather than loaders of their rows.
+    is_tensor = hasattr(data, "__array__") and hasattr(data, "shape")
+    return isinstance(data, np.ndarray | jax.Array) or is_tensor

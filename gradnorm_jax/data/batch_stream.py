@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 from gradnorm_jax.data.array_stream import check_labels
+from gradnorm_jax.data.images import to_rgb
 from gradnorm_jax.data.preprocess import Prepare, to_pixels
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import UNKNOWN, DataStream, HostBatch, to_host_batch
@@ -68,7 +69,7 @@ def batch_stream(
 
     def batches(schedule: BatchSchedule) -> Iterator[HostBatch]:
         count = 0
-        for number, rows in enumerate(_rebatch(map(_to_rows, make()), schedule.batch_size)):
+        for number, rows in enumerate(_rebatch(map(to_rows, make()), schedule.batch_size)):
             count += sum(len(each.images) for each in rows)
             if schedule.takes(number):
                 yield _collate(number, rows, schedule.batch_size, preprocess)
@@ -102,21 +103,33 @@ def _take(rows: Rows, which: Any) -> Rows:
 
 
 def _collate(number: int, pieces: list[Rows], size: int, preprocess: Prepare) -> HostBatch:
+    images = [to_pixels(rows.images, preprocess) for rows in pieces]
+    if len({each.shape[1:] for each in images}) > 1:
+        raise ValueError(
+            f"inputs must have one shape, got {', '.join(str(each.shape[1:]) for each in images)}: "
+            "give a Preprocess for images of several sizes"
+        )
     ids = [rows.ids for rows in pieces if rows.ids is not None]
     return to_host_batch(
         number,
-        to_pixels(np.concatenate([rows.images for rows in pieces]), preprocess),
+        np.concatenate(images),
         size,
         ids=np.concatenate(ids).tolist() if len(ids) == len(pieces) else None,
         labels=np.concatenate([rows.labels for rows in pieces]),
     )
 
 
-def _to_rows(element: Any) -> Rows:
+def to_rows(element: Any) -> Rows:
+    """The inputs of a batch, or of a single example; see `batch_stream`.
+
+    Raises:
+        ValueError: it is none of what a loader may yield.
+    """
     images, labels, ids, mask = _entries(element)
-    if isinstance(images, Image.Image) or (labels is not None and np.ndim(labels) == 0):
-        images, labels, ids, mask = (
-            [x] if x is not None else None for x in (images, labels, ids, mask)
+    if _is_image(images) or (labels is not None and np.ndim(labels) == 0):
+        images = [images]
+        labels, ids, mask = (
+            None if x is None else np.asarray(x)[np.newaxis] for x in (labels, ids, mask)
         )
     images = _stack(images)
     labels = (
@@ -127,7 +140,12 @@ def _to_rows(element: Any) -> Rows:
     rows = Rows(images, labels, None if ids is None else _decode(ids))
     if mask is None:
         return rows
-    return _take(rows, np.asarray(mask).astype(bool))
+    mask = np.asarray(mask).astype(bool)
+    if mask.shape != (len(images),):
+        raise ValueError(
+            f"mask must say of each input whether it is one, [{len(images)}], got {mask.shape}"
+        )
+    return _take(rows, mask)
 
 
 def _entries(element: Any) -> tuple[Any, Any, Any, Any]:
@@ -141,7 +159,7 @@ def _entries(element: Any) -> tuple[Any, Any, Any, Any]:
                 f"a batch must have an entry called 'image', got only {sorted(map(str, element))}"
             )
         return tuple(found.values())  # type: ignore[return-value]
-    if isinstance(element, tuple | list) and not isinstance(element[0], Image.Image):
+    if isinstance(element, tuple | list) and not all(map(_is_image, element)):
         if len(element) != 2:
             raise ValueError(
                 "a batch must be an array, (images, labels) or a mapping, got "
@@ -151,10 +169,20 @@ def _entries(element: Any) -> tuple[Any, Any, Any, Any]:
     return element, None, None, None
 
 
+def _is_image(entry: Any) -> bool:
+    return isinstance(entry, Image.Image)
+
+
+def _to_array(image: Any) -> np.ndarray:
+    # The values of other modes are no colours, or not those of RGB.
+    is_colours = not _is_image(image) or image.mode in ("L", "RGB")
+    return np.asarray(image if is_colours else to_rgb(image))
+
+
 def _stack(images: Any) -> np.ndarray:
     if isinstance(images, list | tuple):
-        arrays = [np.asarray(image) for image in images]
-        if len({array.shape for array in arrays}) > 1:
+        arrays = [_to_array(image) for image in images]
+        if len({array.shape for array in arrays}) != 1:
             stacked = np.empty(len(arrays), object)
             stacked[:] = arrays
             return stacked

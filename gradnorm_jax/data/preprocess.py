@@ -6,6 +6,7 @@ bit for bit; the scaling of uint8 pixels to float32 runs on the device.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,8 @@ class Preprocess:
         std: what each channel is divided by after that.
 
     Raises:
-        ValueError: the size is not a positive integer, or `mean` or `std` are not three numbers.
+        ValueError: the size is not a positive integer, `transform` no function, or `mean` or `std`
+            are not three numbers.
     """
 
     name: str
@@ -49,11 +51,14 @@ class Preprocess:
     def __post_init__(self) -> None:
         if not isinstance(self.size, int) or self.size < 1:
             raise ValueError(f"size must be a positive number of pixels, got {self.size!r}")
+        if not callable(self.transform):
+            raise ValueError(f"transform must be a function of an image, got {self.transform!r}")
         for name in ("mean", "std"):
-            value = tuple(getattr(self, name))
-            if len(value) != 3 or not all(map(is_number, value)):
+            value = getattr(self, name)
+            channels = tuple(value) if np.shape(value) == (3,) else ()
+            if not channels or not all(is_number(x) and math.isfinite(x) for x in channels):
                 raise ValueError(f"{name} must be a number for each of 3 channels, got {value!r}")
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, channels)
         if not min(self.std) > 0:
             raise ValueError(f"std must be positive, got {self.std}")
 
@@ -81,14 +86,32 @@ def to_pixels(images: np.ndarray, preprocess: Prepare) -> np.ndarray:
     """The part of preparing `[N, ...]` that the host does: uint8 images through a `Preprocess`.
 
     Images of other types are taken to be the network's input already.
+
+    Raises:
+        ValueError: images are not `[H, W]`, `[H, W, 1]` or `[H, W, 3]`, or they are of several
+            sizes, without a `Preprocess`.
     """
+    if images.dtype == object and len(images) and not isinstance(preprocess, Preprocess):
+        raise ValueError(
+            "inputs must have one shape: give a Preprocess for images of several sizes"
+        )
     if not isinstance(preprocess, Preprocess) or images.dtype not in (np.uint8, object):
         return images
     shape = (len(images), preprocess.size, preprocess.size, 3)
     pixels = np.empty(shape, np.uint8)
     for row, image in zip(pixels, images, strict=True):
-        row[...] = preprocess.pixels(to_rgb(Image.fromarray(np.squeeze(np.asarray(image)))))
+        row[...] = preprocess.pixels(_to_image(image))
     return pixels
+
+
+def _to_image(pixels: np.ndarray) -> Image.Image:
+    grey = pixels[..., 0] if pixels.ndim == 3 and pixels.shape[-1] == 1 else pixels
+    if not (grey.ndim == 2 or (grey.ndim == 3 and grey.shape[-1] == 3)) or grey.dtype != np.uint8:
+        raise ValueError(
+            "images for a Preprocess must be uint8 arrays [H, W], [H, W, 1] or [H, W, 3], got "
+            f"{pixels.dtype}{list(pixels.shape)}"
+        )
+    return to_rgb(Image.fromarray(grey))
 
 
 def to_network_input(data: jax.Array, preprocess: Prepare) -> jax.Array:
@@ -231,8 +254,7 @@ def _compose(spec: str) -> Preprocess:
         raise ValueError(f"the preprocessing {spec!r} must end with crop=SIZE or squash=SIZE")
     if statistics.keys() != {"mean", "std"}:
         raise ValueError(f"the preprocessing {spec!r} must give both mean and std")
-    transform = functools.partial(_apply_steps, steps=tuple(steps.items()))
-    return Preprocess(spec, [*steps.values()][-1], transform, **statistics)
+    return Preprocess(spec, [*steps.values()][-1], _Steps(tuple(steps.items())), **statistics)
 
 
 def _channels(key: str, value: str, spec: str) -> Channels:
@@ -251,7 +273,13 @@ def _channels(key: str, value: str, spec: str) -> Channels:
 _STEPS: dict[str, Any] = {"resize": resize_short_side, "squash": resize, "crop": centre_crop}
 
 
-def _apply_steps(image: Image.Image, steps: tuple[tuple[str, int], ...]) -> Image.Image:
-    for name, size in steps:
-        image = _STEPS[name](image, size)
-    return image
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """Steps one after the other; equal where they are, so that equal texts compile once."""
+
+    steps: tuple[tuple[str, int], ...]
+
+    def __call__(self, image: Image.Image) -> Image.Image:
+        for name, size in self.steps:
+            image = _STEPS[name](image, size)
+        return image

@@ -1,16 +1,8 @@
-import io
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
 
-
-def png(seed: int) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), dtype=np.uint8)
-    with io.BytesIO() as file:
-        Image.fromarray(pixels).save(file, "PNG")
-        return file.getvalue()
+from tests.data.files import make, png
 
 
 @pytest.fixture
@@ -25,3 +17,16 @@ def make_images(tmp_path):
         return tmp_path / folder
 
     return make
+
+
+@pytest.fixture
+def listed(tmp_path):
+    """Writes `set.csv` beside the folder `set` and returns its path."""
+
+    def write(text, encoding="utf-8"):
+        make(tmp_path / "set", "a.png", "b.png", "sub/c.png")
+        path = tmp_path / "set.csv"
+        path.write_text(text, encoding=encoding)
+        return path
+
+    return write

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gradnorm_jax.data import images as images_module
 from gradnorm_jax.data.images import BadImage
 from gradnorm_jax.data.preprocess import (
     PREPROCESSES,
@@ -15,6 +16,7 @@ from gradnorm_jax.data.preprocess import (
     get_preprocess,
     resize_short_side,
     scale,
+    to_network_input,
 )
 
 # Width and height: even, odd, exact, off by one, smaller than the crop in one or both, extreme.
@@ -159,3 +161,160 @@ def test_a_preprocessing_of_ones_own():
 def test_unknown_name_lists_the_names():
     with pytest.raises(ValueError, match=r"'bit48'.*bit480, bit32, crop224, imagenet224"):
         get_preprocess("bit48")
+
+
+COMPOSED = {
+    "resize=256,crop=224,mean=imagenet,std=imagenet": EXPECTED["imagenet224"],
+    "squash=32,mean=half,std=half": EXPECTED["bit32"],
+    "crop=224,mean=none,std=none": EXPECTED["crop224"],
+    "resize=20,crop=16,mean=cifar10,std=cifar10": lambda image: torchvision_center_crop(
+        torchvision_resize(image, 20), 16
+    ),
+    "squash=40,crop=36,mean=cifar100,std=cifar100": lambda image: torchvision_center_crop(
+        image.resize((40, 40), Image.Resampling.BILINEAR), 36
+    ),
+}
+
+
+@pytest.mark.parametrize("spec", COMPOSED)
+@pytest.mark.parametrize("size", [(500, 375), (31, 33), (257, 224)], ids=str)
+def test_composed_pixels_equal_torchvision(spec, size):
+    preprocess = get_preprocess(spec)
+    pixels = preprocess.pixels(noise(*size))
+    np.testing.assert_array_equal(pixels, COMPOSED[spec](noise(*size)))
+    assert pixels.shape == (preprocess.size, preprocess.size, 3)
+    assert preprocess.name == spec
+
+
+def test_composed_in_any_order_and_with_spaces():
+    first = get_preprocess("resize=20,crop=16,mean=0.1/0.2/0.3,std=1/2/4")
+    second = get_preprocess(" std=1/2/4, mean=0.1/0.2/0.3 ,resize = 20,crop=16 ")
+    assert (first.mean, first.std) == (second.mean, second.std) == ((0.1, 0.2, 0.3), (1, 2, 4))
+    image = noise(40, 30)
+    np.testing.assert_array_equal(first.pixels(image), second.pixels(image))
+    # Steps are taken as they are written.
+    other = get_preprocess("crop=16,squash=20,mean=none,std=none")
+    assert other.pixels(image).shape == (20, 20, 3)
+
+
+def test_equal_specs_are_equal_and_pickle():
+    spec = "resize=20,crop=16,mean=imagenet,std=imagenet"
+    preprocess = get_preprocess(spec)
+    copy = pickle.loads(pickle.dumps(preprocess))
+    np.testing.assert_array_equal(copy.pixels(noise(40, 30)), preprocess.pixels(noise(40, 30)))
+    traces = []
+
+    @functools.partial(jax.jit, static_argnums=1)
+    def count(pixels, preprocess):
+        traces.append(1)
+        return scale(pixels, preprocess)
+
+    for _ in range(3):
+        count(ALL_VALUES, get_preprocess(spec))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("resize=256,mean=half,std=half", "must end with crop=SIZE or squash=SIZE"),
+        ("mean=half,std=half", "must end with crop=SIZE or squash=SIZE"),
+        ("crop=224", "must give both mean and std"),
+        ("crop=224,mean=half", "must give both mean and std"),
+        ("crop=224,crop=32,mean=half,std=half", "crop is given twice"),
+        ("crop=224,mean=half,mean=half,std=half", "mean is given twice"),
+        ("crop=0,mean=half,std=half", "cannot read 'crop=0' .* with squash=SIZE"),
+        ("crop=2.5,mean=half,std=half", "cannot read 'crop=2.5'"),
+        ("crop=-1,mean=half,std=half", "cannot read 'crop=-1'"),
+        ("crop,mean=half,std=half", "cannot read 'crop'"),
+        ("flip=1,crop=2,mean=half,std=half", "cannot read 'flip=1'"),
+        ("crop=2,mean=lsun,std=half", "mean must be one of half, imagenet, .*, got 'lsun' in"),
+        (
+            "crop=2,mean=half,std=1/2",
+            "std must be one of .* three numbers joined by '/', got '1/2'",
+        ),
+        ("crop=2,mean=half,std=0/1/1", r"std must be positive, got \(0.0, 1.0, 1.0\)"),
+        ("crop=2,mean=nan/1/1,std=half", "mean must be a number for each of 3 channels"),
+        ("crop=2,mean=half,std=inf/1/1", "std must be a number for each of 3 channels"),
+        ("resize=20,crop=16,squash=,mean=half,std=half", "cannot read 'squash='"),
+    ],
+)
+def test_a_composition_that_cannot_be_read(spec, message):
+    with pytest.raises(ValueError, match=message):
+        get_preprocess(spec)
+
+
+def test_by_reference(monkeypatch):
+    monkeypatch.setattr(images_module, "mine", PREPROCESSES["bit32"], raising=False)
+    assert get_preprocess("gradnorm_jax.data.images:mine") is PREPROCESSES["bit32"]
+    with pytest.raises(ValueError, match="images:decode_rgb must be a Preprocess, got function"):
+        get_preprocess("gradnorm_jax.data.images:decode_rgb")
+    with pytest.raises(ValueError, match=r"images:no' names nothing"):
+        get_preprocess("gradnorm_jax.data.images:no")
+    with pytest.raises(ValueError, match="there is no module 'nowhere' for 'nowhere:it'"):
+        get_preprocess("nowhere:it")
+
+
+VALID = {
+    "name": "mine",
+    "size": 4,
+    "transform": functools.partial(centre_crop, size=4),
+    "mean": (0.5, 0.5, 0.5),
+    "std": (1, 1, 1),
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"size": 0}, "size must be a positive number of pixels, got 0"),
+        ({"size": 2.5}, "size must be a positive number of pixels, got 2.5"),
+        ({"size": "4"}, "size must be a positive number of pixels, got '4'"),
+        ({"size": (4, 5)}, r"size must be a positive number of pixels, got \(4, 5\)"),
+        ({"mean": (0.5, 0.5)}, r"mean must be a number for each of 3 channels, got \(0.5, 0.5\)"),
+        ({"mean": ("a", 1, 1)}, "mean must be a number for each of 3 channels"),
+        ({"mean": (float("nan"), 1, 1)}, "mean must be a number for each of 3 channels"),
+        ({"mean": 0.5}, "mean must be a number for each of 3 channels, got 0.5"),
+        ({"std": None}, "std must be a number for each of 3 channels, got None"),
+        ({"std": (1, 0, 1)}, r"std must be positive, got \(1, 0, 1\)"),
+        ({"std": (1, 1, -1)}, "std must be positive"),
+        ({"transform": None}, "transform must be a function of an image, got None"),
+    ],
+)
+def test_a_preprocess_is_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        Preprocess(**{**VALID, **changes})
+
+
+def test_lists_and_arrays_become_tuples():
+    preprocess = Preprocess(**{**VALID, "mean": [0.1, 0.2, 0.3], "std": np.ones(3)})
+    same = Preprocess(**{**VALID, "mean": (0.1, 0.2, 0.3), "std": (1, 1, 1)})
+    assert preprocess == same
+    assert hash(preprocess) == hash(same)
+
+
+@pytest.mark.parametrize(
+    ("transform", "found"),
+    [
+        (lambda image: image, r"uint8\[9, 9, 3\]"),
+        (lambda image: image.resize((4, 5)), r"uint8\[5, 4, 3\]"),
+        (lambda image: image.resize((4, 4)).convert("L"), r"uint8\[4, 4\]"),
+        (lambda image: np.zeros((4, 4, 3), np.float32), r"float32\[4, 4, 3\]"),
+    ],
+)
+def test_a_transform_that_makes_something_else(transform, found):
+    preprocess = Preprocess(**{**VALID, "transform": transform})
+    with pytest.raises(
+        ValueError, match=rf"of mine must make RGB images of 4 x 4 pixels, got {found}"
+    ):
+        preprocess.pixels(noise(9, 9))
+
+
+def test_what_devices_do():
+    preprocess = PREPROCESSES["bit32"]
+    pixels = jnp.full((1, 2, 2, 3), 255, jnp.uint8)
+    np.testing.assert_array_equal(to_network_input(pixels, preprocess), np.ones((1, 2, 2, 3)))
+    floats = jnp.full((1, 5), 7.0)
+    assert to_network_input(floats, preprocess) is floats
+    assert to_network_input(floats, None) is floats
+    np.testing.assert_array_equal(to_network_input(floats, lambda x: 2 * x), np.full((1, 5), 14.0))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradnorm_jax.data.preprocess import get_preprocess
-from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.split import Split
 from gradnorm_jax.evaluation.folder import lock, open_folder
 from gradnorm_jax.evaluation.hosts import connect, gather, preemption, split_evenly

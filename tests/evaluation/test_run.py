@@ -6,8 +6,8 @@ import pyarrow.parquet
 import pytest
 
 from gradnorm_jax import metrics
-from gradnorm_jax.data.prepare import prepare_source
-from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.tfds_prepare import prepare_source
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.run import EvaluateOptions, run
 

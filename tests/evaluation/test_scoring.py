@@ -7,7 +7,7 @@ import pytest
 
 from gradnorm_jax.data.images import decode_rgb
 from gradnorm_jax.data.preprocess import get_preprocess, scale
-from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.detectors import Detector, parse_detectors
 from gradnorm_jax.evaluation.passes import Execution, fit_feed, fitting_mesh, score_feed
 from gradnorm_jax.evaluation.scoring import image_feed

@@ -10,7 +10,7 @@ import pytest
 import safetensors.numpy
 
 from gradnorm_jax.models.checkpoint import (
-    Entry,
+    CheckpointEntry,
     check_checkpoint,
     from_params,
     read_checkpoint,
@@ -24,7 +24,11 @@ ARRAYS = {"a/kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "a/bias": np
 def layout(path):
     """Kernels transposed under `w/...`, everything else as it is."""
     name = "/".join(path)
-    return Entry(f"w/{name}", axes=(2, 0, 1)) if path[-1] == "kernel" else Entry(name)
+    return (
+        CheckpointEntry(f"w/{name}", axes=(2, 0, 1))
+        if path[-1] == "kernel"
+        else CheckpointEntry(name)
+    )
 
 
 def test_npz_round_trip_is_exact(tmp_path):

@@ -13,7 +13,7 @@ from gradnorm_jax.models import (
     load_model,
     save_weights,
 )
-from gradnorm_jax.types import get_path
+from gradnorm_jax.tree import get_leaf
 
 IMAGES = jnp.linspace(-1.0, 1.0, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
 
@@ -43,8 +43,8 @@ def test_head_and_keys(name):
     outputs, variables = jax.eval_shape(row.build(17).init_with_output, jax.random.key(0), images)
     assert list(variables) == ["params"]
     params = variables["params"]
-    assert get_path(params, row.head.kernel).shape == (1, 1, outputs.features.shape[-1], 17)
-    assert get_path(params, row.head.bias).shape == (17,)
+    assert get_leaf(params, row.head.kernel).shape == (1, 1, outputs.features.shape[-1], 17)
+    assert get_leaf(params, row.head.bias).shape == (17,)
     paths = [tuple(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
     assert len({row.layout(path).key for path in paths}) == len(paths)
 
@@ -142,5 +142,5 @@ def test_new_model_depends_on_its_key_alone():
     again = init_model("bit_tiny", 4, jax.random.key(1), dtype=jnp.bfloat16)
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
     other = init_model("bit_tiny", 4, jax.random.key(2))
-    assert not np.array_equal(*(get_path(m.params, m.head.kernel) for m in (first, other)))
+    assert not np.array_equal(*(get_leaf(m.params, m.head.kernel) for m in (first, other)))
     assert jax.eval_shape(first.apply, first.params, IMAGES).logits.shape == (2, 4)

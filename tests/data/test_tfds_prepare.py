@@ -12,8 +12,8 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
 
 from gradnorm_jax.data import tfrecord
-from gradnorm_jax.data.prepare import Prepared, prepare, prepare_source
-from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.open_source import open_source
+from gradnorm_jax.data.tfds_prepare import Prepared, prepare, prepare_source
 
 
 def crc32c(data: bytes) -> int:

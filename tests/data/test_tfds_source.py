@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from gradnorm_jax.data import prepare as prepare_module
-from gradnorm_jax.data.loader import batches
-from gradnorm_jax.data.prepare import prepare_source
-from gradnorm_jax.data.prepared import tfds_source
+from gradnorm_jax.data import tfds_prepare
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import get_preprocess
-from gradnorm_jax.data.sources import open_source
-from gradnorm_jax.data.split import Split
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.data.source_stream import source_stream
+from gradnorm_jax.data.tfds_prepare import prepare_source
+from gradnorm_jax.data.tfds_source import tfds_source
 
 # The last byte of a record must survive, even where NumPy would take it for padding.
 IMAGES = [b"\xff\xd8 zero\x00", b"", b"\x00", *(bytes([i]) * 9 for i in range(7))]
@@ -26,7 +26,7 @@ def store(tmp_path):
     """Prepares a data set of the given features and examples by split; returns its data_dir."""
 
     def prepare(splits, features, name="made", **options):
-        builder = prepare_module._SourceBuilder(
+        builder = tfds_prepare._SourceBuilder(
             name=name,
             version="1.0.0",
             features=tfds.features.FeaturesDict(features),
@@ -71,11 +71,12 @@ def test_batches_equal_those_of_the_files(tmp_path, make_images):
     prepare_source(source, "my_set", data_dir=tmp_path)
     prepared = open_source("tfds:my_set", tmp_path)
     preprocess = get_preprocess("bit32")
-    both = (batches(each, preprocess, Split(2)) for each in (source, prepared))
+    streams = [source_stream(each, preprocess) for each in (source, prepared)]
+    both = [list(stream.batches(BatchSchedule(2))) for stream in streams]
     for expected, batch in zip(*both, strict=True):
-        np.testing.assert_array_equal(batch.pixels, expected.pixels)
+        np.testing.assert_array_equal(batch.data, expected.data)
         np.testing.assert_array_equal(batch.labels, expected.labels)
-        assert (batch.ids, batch.bad) == (expected.ids, expected.bad)
+        assert (batch.ids, batch.excluded) == (expected.ids, expected.excluded)
 
 
 def test_a_prepared_source_is_grains_and_pickles(two_splits):
@@ -245,10 +246,10 @@ def test_no_tensorflow_is_needed_and_files_do_not_need_tfds(tmp_path, make_image
     folder = make_images("set", "a.png")
     code = f"""
 import sys
-from gradnorm_jax.data.sources import open_source
+from gradnorm_jax.data.open_source import open_source
 source = open_source({str(folder)!r})
 assert not {{"tensorflow", "tensorflow_datasets"}} & set(sys.modules)
-from gradnorm_jax.data.prepare import prepare_source
+from gradnorm_jax.data.tfds_prepare import prepare_source
 prepare_source(source, "my_set", data_dir={str(tmp_path)!r})
 assert open_source("tfds:my_set", {str(tmp_path)!r})[0] == source[0]
 assert "tensorflow" not in sys.modules

@@ -1,0 +1,48 @@
+import pytest
+
+from gradnorm_jax.data.open_source import open_source
+from gradnorm_jax.data.source import Record
+from tests.data.files import make, records
+
+
+def test_open_source_by_kind(listed):
+    path = listed("file,label\na.png,3\n")
+    for spec in (f"csv:{path}", str(path)):
+        assert records(open_source(spec)) == [Record("a.png", 3, b"a.png")]
+    for spec in (f"folder:{path.with_suffix('')}", str(path.with_suffix(""))):
+        assert [record.id for record in records(open_source(spec))] == [
+            "a.png",
+            "b.png",
+            "sub/c.png",
+        ]
+
+
+def test_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(make(tmp_path, "set/a.png")))
+    assert len(open_source("folder:~/set")) == 1
+
+
+def test_unknown_kind():
+    with pytest.raises(
+        ValueError, match=r"'gs' in 'gs://bucket/x': use folder:PATH, csv:PATH, list:PATH"
+    ):
+        open_source("gs://bucket/x")
+
+
+def test_colon_in_a_folder_name(tmp_path, monkeypatch):
+    make(tmp_path / "my:set", "a.png")
+    monkeypatch.chdir(tmp_path)
+    assert len(open_source("my:set")) == 1
+
+
+def test_real_labels(shared_data):
+    imagenet = shared_data / "imagenet"
+    labelled, flat = open_source(f"csv:{imagenet}/id_val.csv"), open_source(f"{imagenet}/id_val")
+    assert (labelled.name, len(labelled)) == (flat.name, len(flat)) == ("id_val", 650)
+    assert sorted(labelled.ids) == list(flat.ids)
+    assert labelled[0].label == 472
+    assert labelled[0].id == "ILSVRC2012_val_00000347.JPEG"
+    assert set(flat.labels) == {-1}
+    cifar = open_source(str(shared_data / "cifar10" / "test"))
+    assert len(cifar) == 2000
+    assert sorted(set(cifar.labels)) == list(range(10))
