@@ -58,8 +58,8 @@ def main(
     schedule, length = BatchSchedule(batch_size), stream.length or 0
     if length < _FEWEST_BATCHES * batch_size:
         raise SystemExit(
-            f"of {length} images in batches of {batch_size} most pass before decoding and computing "
-            f"overlap: give {_FEWEST_BATCHES * batch_size} images or more"
+            f"of {length} images in batches of {batch_size} most pass before decoding and "
+            f"computing overlap: give {_FEWEST_BATCHES * batch_size} images or more"
         )
     network, placement = place_model(init_model(model, num_classes, jax.random.key(0)))
     detectors = parse_detectors(["gradnorm"])
