@@ -61,8 +61,8 @@ class Evaluator:
         for detector in self._detectors:
             if detector.fit or detector.needs == "network":
                 raise ValueError(
-                    f"detector {detector.name!r} needs more than logits and features of one forward "
-                    "pass; evaluate it by gradnorm_jax.evaluate"
+                    f"detector {detector.name!r} needs more than logits and features of one "
+                    "forward pass; evaluate it by gradnorm_jax.evaluate"
                 )
         self._data = {"": id_data, **ood_data}
         self._sharding = batch_sharding(batch_mesh(jax.devices() if devices is None else devices))

@@ -5,7 +5,7 @@ ModuleNotFoundError if matplotlib is not installed, and ValueError if scores are
 one-dimensional or not finite, or if there is nothing to draw.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -35,9 +35,8 @@ def histograms(
     """
     figure, axes = _panels(1, len(ood_scores))
     for axis, (name, scores) in zip(axes[0], ood_scores.items(), strict=True):
-        _draw_histograms(
-            axis, {"ID": id_scores, name: scores}, _with_auroc(name, id_scores, scores)
-        )
+        labelled = [("ID", id_scores), (name, scores)]
+        _draw_histograms(axis, labelled, _with_auroc(name, id_scores, scores))
     if title is not None:
         figure.suptitle(_literal(title))
     return figure
@@ -67,7 +66,7 @@ def histogram_grid(
         for axis, (name, ood_scores) in zip(row, others, strict=True):
             title = (titles or {}).get((detector, name))
             title = title or _with_auroc(detector, id_scores, ood_scores)
-            _draw_histograms(axis, {id_name: id_scores, name: ood_scores}, title)
+            _draw_histograms(axis, [(id_name, id_scores), (name, ood_scores)], title)
     return figure
 
 
@@ -120,10 +119,10 @@ def _literal(text: str) -> str:
     return f"\u200b{text}" if text.startswith("_") else text
 
 
-def _draw_histograms(axis: Any, scores: Mapping[str, ArrayLike], title: str) -> None:
-    arrays = {name: ranked.check_scores(name, each) for name, each in scores.items()}
-    edges = _bin_edges(np.concatenate(list(arrays.values())))
-    for name, array in arrays.items():
+def _draw_histograms(axis: Any, scores: Sequence[tuple[str, ArrayLike]], title: str) -> None:
+    arrays = [(name, ranked.check_scores(name, each)) for name, each in scores]
+    edges = _bin_edges(np.concatenate([array for _, array in arrays]))
+    for name, array in arrays:
         counts, _ = np.histogram(array, edges)
         axis.stairs(counts / array.size, edges, fill=True, alpha=0.6, label=_literal(name))
     axis.set_title(_literal(title), fontsize="medium")

@@ -30,12 +30,13 @@ class Nnx(nnx.Module):
 
 
 def function(params, images):
-    features = jnp.tanh(images.mean(axis=(1, 2)) @ params["body"])
-    return features, features @ params["head"]["kernel"]
+    return jnp.tanh(images.mean(axis=(1, 2)) @ params["body"]) @ params["head"]["kernel"]
 
 
-def test_the_code_in_the_readme_runs():
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(4, 8, 8, 3)), jnp.float32)
+def test_the_code_in_the_readme_runs(capsys):
+    rng = np.random.default_rng(0)
+    images = jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32)
+    many = rng.normal(size=(60, 8, 8, 3)).astype(np.float32)
     keys = jax.random.split(jax.random.key(0), 2)
     names = {
         "images": images,
@@ -47,10 +48,18 @@ def test_the_code_in_the_readme_runs():
             "body": jax.random.normal(keys[0], (3, 8)),
             "head": {"kernel": jax.random.normal(keys[1], (8, 5))},
         },
+        "train_images": many,
+        "train_labels": np.arange(60) % 5,
+        "test_images": many[:20],
+        "test_labels": np.arange(20) % 5,
+        "noise_images": 3 * many[20:],
+        "flipped_batches": lambda: iter(np.split(many[:, ::-1], 4)),
     }
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
-    assert len(blocks) >= 4
+    assert len(blocks) >= 7
     for block in blocks:
         exec(block, names)
         assert names["model"](images).logits.shape == (4, 5)
     assert names["scores"].shape == (4,)
+    assert names["result"].scores["max_logit", "noise"].shape == (40,)
+    assert "mahalanobis" in capsys.readouterr().out

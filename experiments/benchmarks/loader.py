@@ -21,17 +21,16 @@ import jax
 import numpy as np
 import tyro
 
-from gradnorm_jax.data.loader import available_cpus, batches
+from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import get_preprocess
-from gradnorm_jax.data.sources import open_source
-from gradnorm_jax.data.split import Split
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.data.source_stream import available_cpus
 from gradnorm_jax.detectors import parse_detectors
-from gradnorm_jax.evaluation.passes import Execution, score_feed
-from gradnorm_jax.evaluation.scoring import image_feed, score_pixels
+from gradnorm_jax.evaluation.loop import Execution, score
+from gradnorm_jax.evaluation.step import place_model, put_batch, score_batch
 from gradnorm_jax.models import ARCHITECTURES, init_model
-from gradnorm_jax.sharding import batch_mesh, put_batch, put_shared
 
-_FEWEST_STEPS = 10
+_FEWEST_BATCHES = 10
 
 
 def main(
@@ -54,40 +53,46 @@ def main(
         workers: how many images are decoded at once.
         worker_processes: decode in processes in place of threads.
     """
-    source = open_source(images)
     preprocess = get_preprocess(ARCHITECTURES[model].preprocess)
-    split = Split(batch_size)
-    steps = split.num_steps(len(source))
-    if steps < _FEWEST_STEPS:
+    stream = as_stream(images, preprocess, workers=workers, worker_processes=worker_processes)
+    schedule, length = BatchSchedule(batch_size), stream.length or 0
+    if length < _FEWEST_BATCHES * batch_size:
         raise SystemExit(
-            f"{len(source)} images are {steps} batches of {batch_size}, most of which pass before "
-            f"decoding and computing overlap: give {_FEWEST_STEPS * batch_size} images or more"
+            f"of {length} images in batches of {batch_size} most pass before decoding and "
+            f"computing overlap: give {_FEWEST_BATCHES * batch_size} images or more"
         )
-    mesh, detectors = batch_mesh(), parse_detectors(["gradnorm"])
-    network = put_shared(mesh, init_model(model, num_classes, jax.random.key(0)))
-    loading = {"workers": workers, "worker_processes": worker_processes}
-    feed = image_feed("ID", source, preprocess, **loading)
+    network, placement = place_model(init_model(model, num_classes, jax.random.key(0)))
+    detectors = parse_detectors(["gradnorm"])
+    execution = Execution(placement, schedule, preprocess)
     shape = (batch_size, preprocess.size, preprocess.size, 3)
-    pixels = put_batch(mesh, np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
+    pixels = put_batch(
+        np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8), placement
+    )
 
     def decode() -> None:
-        for _ in batches(source, preprocess, split, **loading):
+        for _ in stream.batches(schedule):
             pass
 
     def compute() -> None:
-        for _ in range(steps):
-            scored = score_pixels(
-                network, {}, pixels, detectors=detectors, preprocess=preprocess, mesh=mesh
+        for _ in schedule.taken(length):
+            scored = score_batch(
+                network,
+                {},
+                pixels,
+                detectors=detectors,
+                preprocess=preprocess,
+                placement=placement,
             )
         jax.block_until_ready(scored)
 
     def together() -> None:
-        score_feed(network, {}, feed, detectors, Execution(mesh=mesh, batch_size=batch_size))
+        for _ in score("ID", stream, network, {}, detectors, execution):
+            pass
 
     compute()  # compiles
     works = (decode, compute, together)
     times = [[seconds(work) for work in works] for _ in range(rounds)]
-    speeds = [len(source) / statistics.median(each) for each in zip(*times, strict=True)]
+    speeds = [length / statistics.median(each) for each in zip(*times, strict=True)]
     kind = "processes" if worker_processes else "threads"
     print(f"{model}, {jax.device_count()} x {jax.devices()[0].device_kind}, {workers} {kind}")
     for work, speed in zip(works, speeds, strict=True):

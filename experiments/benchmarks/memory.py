@@ -1,9 +1,9 @@
-"""Peak memory of a cache being written, scored and turned into figures.
+"""Peak memory of a cache being written, scored and turned into metrics.
 
-    python experiments/benchmarks/memory.py --images 1000000
+    python experiments/benchmarks/memory.py --inputs 1000000
 
-An in-distribution and an OOD set of that many images each have random features and logits in place
-of images and a network. After each stage the time it took and the peak memory so far are printed.
+An in-distribution and an OOD set of that many inputs each are random features, and the network is
+a random last layer. After each stage the time it took and the peak memory so far are printed.
 """
 
 import resource
@@ -12,49 +12,27 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from gradnorm_jax.data.split import Split
-from gradnorm_jax.detectors import parse_detectors
-from gradnorm_jax.evaluation.cache import Cache, cached_feed
-from gradnorm_jax.evaluation.evaluate import ID
-from gradnorm_jax.evaluation.folder import open_folder
-from gradnorm_jax.evaluation.passes import Execution, score_feed
-from gradnorm_jax.evaluation.scoring import Chunk, Feed, score_outputs
-from gradnorm_jax.evaluation.shards import in_folder
-from gradnorm_jax.metrics import evaluate_scores
-from gradnorm_jax.types import Head, Model, Outputs
+import gradnorm_jax as gj
 
 
-def random_feed(name: str, length: int, features: int, classes: int, shift: float) -> Feed:
-    """A data set without images."""
-
-    def chunks(split: Split, start: int) -> Iterator[Chunk]:
-        for step in range(start, split.num_steps(length)):
-            rng = np.random.default_rng([length, step])
-            outputs = Outputs._make(
-                rng.standard_normal((split.rows, size), np.float32) + np.float32(shift)
-                for size in (features, classes)
-            )
-            positions = np.arange(split.first(step), split.first(step) + split.rows)
-            mask = positions < length
-            ids = [f"{name}-{i:09}" for i in positions[mask]]
-            data = outputs, outputs.logits.argmax(axis=1).astype(np.int32)
-            yield Chunk(data, mask, positions[mask], ids, np.full(mask.sum(), -1, np.int32), [])
-
-    return Feed(name, length, (), chunks, score_outputs)
+def random_batches(seed: int, length: int, features: int, shift: float) -> Iterator[np.ndarray]:
+    """A data set that is made as it is read."""
+    for start in range(0, length, 4096):
+        rng = np.random.default_rng([seed, start])
+        rows = rng.standard_normal((min(4096, length - start), features), np.float32)
+        yield rows + np.float32(shift)
 
 
 def main(
-    images: int = 1_000_000, features: int = 64, classes: int = 10, batch_size: int = 4096
+    inputs: int = 1_000_000, features: int = 64, classes: int = 10, batch_size: int = 4096
 ) -> None:
     """Runs the stages.
 
     Args:
-        images: in each of the two sets.
+        inputs: in each of the two sets.
         features: D.
         classes: C.
         batch_size: rows per step.
@@ -67,32 +45,24 @@ def main(
         print(f"{stage:<40}{time.perf_counter() - clock:8.1f} s {peak:8.0f} MiB", flush=True)
         clock = time.perf_counter()
 
-    head = Model(
-        jax.tree_util.Partial(lambda params, images: images),
-        {"kernel": jnp.zeros((features, classes))},
-        Head(("kernel",)),
-    )
-    one, every = (
-        parse_detectors(specs) for specs in (["msp"], ["msp", "odin", "energy", "gradnorm"])
-    )
+    kernel = np.random.default_rng(0).standard_normal((features, classes), np.float32)
+    model = gj.from_apply(lambda params, x: x @ params, kernel, np.zeros((2, features), np.float32))
+    done(f"start, {inputs} + {inputs} inputs")
     with tempfile.TemporaryDirectory() as temporary:
-        folder, again = (open_folder(Path(temporary) / name) for name in ("cached", "again"))
-        done(f"start, {images} + {images} images")
-        tables = {}
-        for name, shift in {ID: 0.1, "ood": 0.0}.items():
-            feed = random_feed(name, images, features, classes, shift)
-            collect = in_folder(folder, Cache(folder, "float32"))
-            execution = Execution(batch_size=batch_size, collect=collect)
-            tables[name] = score_feed(head, {}, feed, one, execution)
-            done(f"{name}: cache written")
-        scores = {}
-        for name, table in tables.items():
-            feed = cached_feed(folder, name, images, table)
-            execution = Execution(batch_size=batch_size, collect=in_folder(again))
-            scores[name] = score_feed(head, {}, feed, every, execution).scores["gradnorm"]
-            done(f"{name}: scored from the cache")
-        evaluate_scores(scores[ID], scores["ood"])
-        done("figures of one detector")
+        folder = Path(temporary) / "cached"
+        gj.evaluate(
+            model,
+            lambda: random_batches(0, inputs, features, 0.1),
+            {"ood": lambda: random_batches(1, inputs, features, 0.0)},
+            detectors=["msp"],
+            out=folder,
+            cache="float32",
+            batch_size=batch_size,
+        )
+        done("evaluated into a folder, with a cache")
+        detectors = ["msp", "odin", "energy", "gradnorm"]
+        gj.evaluate_cache(folder, detectors=detectors, out=Path(temporary) / "again")
+        done("evaluated from the cache")
 
 
 if __name__ == "__main__":

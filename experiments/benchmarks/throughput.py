@@ -4,15 +4,15 @@
 
 Three ways are timed in turn, in one process, on random images and weights:
 
-- forward: features and logits of a batch, compiled.
-- evaluate: the compiled step of `gradnorm-jax evaluate` with GradNorm as its only detector.
+- forward: a plain loop over batches in memory, features and logits of each, compiled.
+- evaluate: `gradnorm_jax.evaluate` of the same batches, half of them as ID and half as OOD data,
+  with GradNorm as its only detector; metrics included.
 - one by one: batch 1 and a backward pass through the whole network, of which only the last layer's
-  gradient is used; the way of the authors' published code.
+  gradient is used; the way of the authors' published code. Of one batch alone.
 
 Printed are medians of images per second, and ratios of the times measured side by side.
 """
 
-import dataclasses
 import functools
 import statistics
 import time
@@ -24,13 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
+import gradnorm_jax as gj
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, scale
-from gradnorm_jax.detectors import parse_detectors
-from gradnorm_jax.evaluation.scoring import score_pixels
 from gradnorm_jax.losses import kl_to_uniform
 from gradnorm_jax.models import ARCHITECTURES, init_model
 from gradnorm_jax.sharding import batch_mesh
-from gradnorm_jax.types import Model, Outputs, Params, get_path
+from gradnorm_jax.tree import Params, get_leaf
+from gradnorm_jax.types import Model, Outputs
 
 
 @functools.partial(jax.jit, static_argnames="preprocess")
@@ -44,12 +44,11 @@ def one_by_one(model: Model, pixels: jax.Array, preprocess: Preprocess) -> tuple
     """The score of one image, `[1, H, W, 3] -> []`, and the gradients of all parameters."""
 
     def loss(params: Params) -> jax.Array:
-        logits = dataclasses.replace(model, params=params)(scale(pixels, preprocess)).logits
-        return kl_to_uniform(logits)[0]
+        return kl_to_uniform(model.apply(params, scale(pixels, preprocess)).logits)[0]
 
     gradients = jax.grad(loss)(model.params)
     # All are returned, or the compiler would drop the backward pass through the body.
-    return jnp.abs(get_path(gradients, model.head.kernel)).sum(), gradients
+    return jnp.abs(get_leaf(gradients, model.head.kernel)).sum(), gradients
 
 
 def seconds(work: Callable[[], Any]) -> float:
@@ -63,8 +62,9 @@ def main(
     model: str = "bit_r50x1",
     image_size: int = 224,
     batch_size: int = 8,
+    num_batches: int = 4,
     num_classes: int = 1000,
-    repeats: int = 10,
+    repeats: int = 5,
 ) -> None:
     """Times the three ways and prints the table.
 
@@ -72,27 +72,52 @@ def main(
         model: architecture.
         image_size: side of the images in pixels.
         batch_size: of the first two ways; also the number of images that the third one takes.
+        num_batches: of the first two ways, an even number.
         num_classes: size of the last layer.
         repeats: rounds, each of which times all three.
     """
     network = init_model(model, num_classes, jax.random.key(0))
     preprocess = get_preprocess(ARCHITECTURES[model].preprocess)
-    shape = (batch_size, image_size, image_size, 3)
-    pixels = jnp.asarray(np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8))
-    detectors, mesh = parse_detectors(["gradnorm"]), batch_mesh(jax.devices()[:1])
-    common = {"preprocess": preprocess, "mesh": mesh}
-    ways: dict[str, Callable[[], Any]] = {
-        "forward": lambda: forward(network, pixels, preprocess),
-        "evaluate": lambda: score_pixels(network, {}, pixels, detectors=detectors, **common),
-        "one by one": lambda: [one_by_one(network, x[None], preprocess) for x in pixels],
+    # The images have the network's size already: they are only scaled.
+    prepare = functools.partial(scale, preprocess=preprocess)
+    shape = (num_batches, batch_size, image_size, image_size, 3)
+    batches = np.random.default_rng(0).integers(256, size=shape, dtype=np.uint8)
+    half = num_batches // 2 * batch_size
+    images = batches.reshape(-1, *shape[2:])
+
+    def evaluate() -> Any:
+        return gj.evaluate(
+            network,
+            images[:half],
+            {"ood": images[half:]},
+            detectors=["gradnorm"],
+            preprocess=prepare,
+            batch_size=batch_size,
+            mesh=batch_mesh(jax.devices()[:1]),
+            progress=False,
+        ).scores
+
+    ways: dict[str, tuple[int, Callable[[], Any]]] = {
+        "forward": (
+            len(images),
+            lambda: [jax.device_get(forward(network, x, preprocess)) for x in batches],
+        ),
+        "evaluate": (len(images), evaluate),
+        "one by one": (
+            batch_size,
+            lambda: [one_by_one(network, jnp.asarray(x[None]), preprocess) for x in batches[0]],
+        ),
     }
-    for work in ways.values():
+    for _, work in ways.values():
         seconds(work)  # compiles
-    rounds = [{name: seconds(work) for name, work in ways.items()} for _ in range(repeats)]
+    rounds = [
+        {name: seconds(work) / count for name, (count, work) in ways.items()}
+        for _ in range(repeats)
+    ]
     print(f"{model}, {image_size} px, batch {batch_size}, {jax.devices()[0].device_kind}")
     print(f"{'':12}{'images/s':>10}{'time / forward':>16}")
     for name in ways:
-        speed = batch_size / statistics.median(times[name] for times in rounds)
+        speed = 1 / statistics.median(times[name] for times in rounds)
         ratio = statistics.median(times[name] / times["forward"] for times in rounds)
         print(f"{name:12}{speed:10.2f}{ratio:16.3f}")
 

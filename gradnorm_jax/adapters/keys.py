@@ -157,7 +157,7 @@ def _compares(value: Any) -> bool:
         hash(value)
     except TypeError:
         return False
-    return (value == value) is True  # noqa: PLR0124 (arrays compare by entry)
+    return (value == value) is True
 
 
 def _freeze_array(array: Any) -> Hashable:

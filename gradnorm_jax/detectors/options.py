@@ -1,10 +1,10 @@
 """Options of detectors, checked against the annotations of the functions that take them."""
 
+import contextlib
 import dataclasses
 import functools
 import inspect
 import math
-import os
 import pathlib
 import types
 import typing
@@ -96,21 +96,24 @@ def _convert(value: Any, kind: Any) -> Any:
     """The value as an annotation has it; ValueError if it is none."""
     if isinstance(value, Bare):
         value = _read(value, kind)
-    origin = typing.get_origin(kind)
-    if origin is Literal:
-        accepted = value in typing.get_args(kind)
-    elif origin is not None and issubclass(origin, Sequence):
+    if _is_list(kind) or (kind is Any and isinstance(value, list)):
         return _convert_items(value, kind)
-    elif kind in (int, float):
+    if kind in (int, float):
         return _convert_number(value, kind)
-    elif kind is pathlib.Path:
-        accepted = isinstance(value, str | os.PathLike)
-        value = pathlib.Path(value) if accepted else value
+    if kind is pathlib.Path and isinstance(value, str):
+        value = pathlib.Path(value)
+    if typing.get_origin(kind) is Literal:
+        accepted = value in typing.get_args(kind)
     else:
-        accepted = kind not in (bool, str, types.NoneType) or isinstance(value, kind)
+        accepted = kind not in (bool, str, pathlib.Path, types.NoneType) or isinstance(value, kind)
     if not accepted:
         raise ValueError
     return value
+
+
+def _is_list(kind: Any) -> bool:
+    container = typing.get_origin(kind) or kind
+    return inspect.isclass(container) and container is not str and issubclass(container, Sequence)
 
 
 def _convert_items(value: Any, kind: Any) -> tuple[Any, ...]:
@@ -134,36 +137,37 @@ def _convert_number(value: Any, kind: type) -> Any:
 
 def _read(text: Bare, kind: Any) -> Any:
     """What a word means where `kind` is expected; a text where it means nothing."""
-    if kind is types.NoneType:
-        return None if text == "None" else str(text)
-    if kind is bool:
-        return {"true": True, "false": False}.get(text.lower(), str(text))
-    if kind in (int, float):
-        return _read_number(text)
-    if kind is str or typing.get_origin(kind) is not None or kind is pathlib.Path:
-        return str(text)
-    # Nothing is known about the option: whatever the word can be, in Python's own order.
-    plain = {"None": None, "True": True, "False": False, "true": True, "false": False}
-    return plain[text] if text in plain else _read_number(text)
+    if typing.get_origin(kind) is Literal:
+        meanings = {str(each): each for each in typing.get_args(kind)}
+    elif kind is types.NoneType:
+        meanings = {"None": None}
+    elif kind is bool:
+        meanings = {text: text.lower() == "true"} if text.lower() in ("true", "false") else {}
+    elif kind in (int, float):
+        meanings = _numbers(text)
+    elif kind is Any:
+        words = {"None": None, "True": True, "true": True, "False": False, "false": False}
+        meanings = words | _numbers(text)
+    else:
+        meanings = {}
+    return meanings.get(text, str(text))
 
 
-def _read_number(text: Bare) -> Any:
+def _numbers(text: str) -> dict[str, Any]:
+    """The number that a text is, by the text; nothing for nan, or for 1e999, which is not inf."""
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             number = kind(text)
-        except ValueError:
-            continue
-        written_out = not text.lstrip("+-").lower().startswith("inf")
-        # 1e999 is no way to say infinity.
-        return str(text) if abs(number) == math.inf and written_out else number
-    return str(text)
+            infinite = text.lstrip("+-").lower() in ("inf", "infinity")
+            return {text: number} if abs(number) < math.inf or infinite else {}
+    return {}
 
 
 def _describe(kind: Any) -> str:
     origin = typing.get_origin(kind)
     if origin is Literal:
         return " or ".join(map(repr, typing.get_args(kind)))
-    if origin is not None and issubclass(origin, Sequence):
+    if _is_list(kind):
         (item, *_) = typing.get_args(kind) or (Any,)
         return f"a list, each {_describe(item)}"
     names = {

@@ -18,7 +18,7 @@ FIT = "fit"
 
 
 class Interrupted(Exception):  # noqa: N818
-    """The run has stopped before its end; the same call goes on where it was."""
+    """The run has stopped before its end; the same call resumes it."""
 
 
 class Unfinished(Exception):  # noqa: N818

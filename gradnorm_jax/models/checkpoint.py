@@ -118,17 +118,17 @@ def check_checkpoint(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, .
     """
     missing = sorted(expected.keys() - checkpoint.keys())
     unexpected = sorted(checkpoint.keys() - expected.keys())
-    unlike = [
+    differing = [
         f"{key} is {array.dtype}{list(array.shape)} in place of float{list(expected[key])}"
         for key, array in sorted(checkpoint.items())
         if key in expected
         and not (array.shape == expected[key] and jnp.issubdtype(array.dtype, jnp.floating))
     ]
-    if missing or unexpected or unlike:
+    if missing or unexpected or differing:
         raise ValueError(
             "the checkpoint does not fit, most likely because it is of another architecture: "
             f"{_listing('missing', missing)}; {_listing('unexpected', unexpected)}; "
-            f"{_listing('of another shape or type', unlike)}"
+            f"{_listing('of another shape or type', differing)}"
         )
 
 

@@ -8,7 +8,7 @@ from jax import lax
 
 
 def after(x: jax.Array, event: Any) -> jax.Array:
-    """`x`, which the compiler cannot take to be known before `event` is.
+    """Returns `x` with an artificial data dependency on `event`.
 
     XLA computes what it can as soon as it can, finds what is computed twice, and keeps the result
     for the second time, however large. What follows from `after(x, event)` is computed anew.

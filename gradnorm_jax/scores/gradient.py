@@ -5,7 +5,6 @@ unless given), the gradient of KL(q || p) with respect to W is the outer product
 Every entrywise norm of it is therefore ||h|| ||p - q|| / T, and costs a forward pass.
 """
 
-import functools
 from typing import Any
 
 import jax
@@ -20,8 +19,8 @@ from gradnorm_jax.losses import (
 )
 from gradnorm_jax.norms import combine_norms, entrywise_norm
 from gradnorm_jax.numerics import as_rows, check_order, check_temperature, to_float32_at_least
-from gradnorm_jax.per_example import per_example_grad_norms
-from gradnorm_jax.tree import Params, Select, get_leaf, replace_leaf
+from gradnorm_jax.per_example import per_example_grad_norms, per_example_grads
+from gradnorm_jax.tree import Params, Select, get_leaf, replace_leaf, show_path
 from gradnorm_jax.types import Model, Variables
 
 
@@ -166,7 +165,7 @@ def gradnorm_by_autodiff(
 
     Args:
         model: the network.
-        images: `[B, ...]`.
+        images: `[B, ...]`, which may be split over devices.
         temperature: T > 0.
         ord: order of the entrywise norm, >= 0.5, or infinity.
         include_bias: take the norm over the gradients of kernel and bias together.
@@ -184,48 +183,44 @@ def gradnorm_by_autodiff(
     """
     check_temperature(temperature)
     check_order(ord)
-    if model.head is None:
+    head = model.head
+    if head is None:
         raise ValueError(
             "the model has no linear last layer to differentiate by; take "
             "gradnorm_of_parameters(model, images, select=...) instead"
         )
-    if include_bias and model.head.bias is None:
+    if include_bias and head.bias is None:
         raise ValueError("include_bias is set, but the model's last layer has no bias")
-    options = {"ord": float(ord), "include_bias": bool(include_bias)}
-    return _by_autodiff(model, jnp.asarray(images), temperature, target, **options)
-
-
-@functools.partial(jax.jit, static_argnames=("ord", "include_bias"))
-def _by_autodiff(
-    model: Model,
-    images: jax.Array,
-    temperature: float,
-    target: jax.Array | None,
-    *,
-    ord: float,
-    include_bias: bool,
-) -> jax.Array:
-    head = model.head
-    assert head is not None
-    paths = [head.kernel, *([head.bias] if include_bias and head.bias is not None else [])]
-    arrays = [to_float32_at_least(get_leaf(model.params, path)) for path in paths]
-
-    def loss(arrays: list[jax.Array], image: jax.Array, target: jax.Array | None) -> jax.Array:
-        params = model.params
-        for path, array in zip(paths, arrays, strict=True):
-            params = replace_leaf(params, path, array)
-        logits = model.apply(params, image[None]).logits[0]
-        if target is None:
-            return kl_to_uniform(logits, temperature=temperature)
-        return cross_entropy(logits, target, temperature=temperature)
-
+    paths = [head.kernel, *([head.bias] if include_bias and head.bias else [])]
+    params = model.params
+    for path in paths:
+        params = replace_leaf(params, path, to_float32_at_least(get_leaf(params, path)))
+    images = jnp.asarray(images)
     if target is not None:
-        shape = jax.eval_shape(model, images).logits.shape
-        target = _as_targets(target, shape)
-    in_axes = (None, 0, None if target is None else 0)
-    gradients = jax.vmap(jax.grad(loss), in_axes)(arrays, images, target)
-    norms = {str(i): entrywise_norm(each, ord=ord) for i, each in enumerate(gradients)}
+        target = _as_targets(target, jax.eval_shape(model, images).logits.shape)
+    gradients = per_example_grads(
+        # Bound, the model's arrays stay arguments of the compiled program.
+        jax.tree_util.Partial(_loss_to_target, model.function, model.state, temperature),
+        params,
+        (images, target),
+        select={show_path(path) for path in paths}.__contains__,
+    )
+    norms = {path: entrywise_norm(each, ord=ord) for path, each in gradients.items()}
     return combine_norms(norms, ord=ord)
+
+
+def _loss_to_target(
+    function: jax.tree_util.Partial,
+    state: Any,
+    temperature: float,
+    params: Params,
+    batch: tuple[jax.Array, jax.Array | None],
+) -> jax.Array:
+    images, target = batch
+    logits = function(Variables(params, state), images).logits
+    if target is None:
+        return kl_to_uniform(logits, temperature=temperature)
+    return cross_entropy(logits, target, temperature=temperature)
 
 
 def gradnorm_of_parameters(

@@ -10,7 +10,7 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradnorm_jax.per_example import per_example_grad_norms, per_example_grads
-from gradnorm_jax.sharding import batch_mesh, map_batch, replicated, batch_sharding
+from gradnorm_jax.sharding import batch_mesh, batch_sharding, map_batch, replicated
 from tests.per_example import networks, reference
 
 TOLERANCE = 2e-5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradnorm_jax import scores
-from gradnorm_jax.types import Head, Model, Outputs
+from gradnorm_jax.types import Head, Model, Outputs, Variables
 
 
 def random_head(batch, num_features, num_classes, scale=1.0, dtype=np.float64):
@@ -25,12 +25,14 @@ def logits_of(features, kernel, bias):
 def by_autodiff(kernel, bias, features, **options):
     """The definition, on a network that is nothing but a last layer."""
 
-    def apply(params, features):
+    def apply(variables, features):
+        params = variables.params
         logits = features @ params["kernel"]
         return Outputs(features, logits if bias is None else logits + params["bias"][None])
 
     head = Head(("kernel",), None if bias is None else ("bias",))
-    model = Model(jax.tree_util.Partial(apply), {"kernel": kernel, "bias": bias}, head)
+    variables = Variables({"kernel": kernel, "bias": bias})
+    model = Model(jax.tree_util.Partial(apply), variables, head)
     return scores.gradnorm_by_autodiff(model, features, **options)
 
 
