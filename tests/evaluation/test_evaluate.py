@@ -156,7 +156,7 @@ def test_folders_of_files_on_the_command_line(expected, folders, tmp_path):
 
 @pytest.mark.parametrize("process_count", [1, 3])
 def test_a_cache(expected, model, tmp_path, process_count):
-    for process in range(process_count):
+    for process in [*range(process_count)] * 2:
         with_cache(model, tmp_path / "run", (process, process_count))
     result = evaluate_cache(tmp_path / "run", detectors=DETECTORS, progress=False)
     assert list(result.not_run) == ["odin(epsilon=0.01)"]
@@ -179,7 +179,7 @@ def with_cache(model, out, process, cache="float32", detectors=("msp",)):
             wait_seconds=0,
         )
     except (Unfinished, Interrupted):
-        assert process[0] < process[1] - 1
+        assert process[1] > 1
 
 
 def without(result, detector):
@@ -302,11 +302,13 @@ def test_no_ragged_batch_and_no_rebuilt_object_is_traced_again():
 def test_parameters_that_are_spread_over_devices_stay_there(model, expected):
     mesh = jax.make_mesh((4, 2), ("data", "model"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
-    def shard(path, leaf):
-        spec = jax.sharding.PartitionSpec(*("model" if n % 2 == 0 else None for n in leaf.shape))
+    def shard(leaf):
+        divisible = [axis for axis, size in enumerate(leaf.shape) if size % 2 == 0][:1]
+        axes = ("model" if axis in divisible else None for axis in range(leaf.ndim))
+        spec = jax.sharding.PartitionSpec(*axes)
         return jax.device_put(leaf, jax.sharding.NamedSharding(mesh, spec))
 
-    params = jax.tree_util.tree_map_with_path(shard, model.params)
+    params = jax.tree.map(shard, model.params)
     assert not params["body"].sharding.is_fully_replicated
     result = run(
         model.replace(params=params),
@@ -381,25 +383,36 @@ def nothing(state, model, batch):
         ({"ood_data": {"..": inputs(3)}}, r"'\.\.' cannot be that of a file"),
         ({"ood_data": {7: inputs(3)}}, "7 cannot be that of a file"),
         ({"ood_data": {"a" * 101: inputs(3)}}, r"'aaaaaaaaaaaaaaaaaaaa'\.\.\. is too long"),
-        ({"ood_data": inputs(3)}, r"ood_data must be a mapping of data by name, got a ndarray"),
+        ({"ood_data": inputs(3)}, r"ood_data must be {name: data}, got a ndarray"),
         ({"ood_data": {"far": iter([inputs(3)])}}, "a list_iterator can be read only once"),
         ({"id_data": None}, "cannot read data from a NoneType"),
-        ({"id_data": inputs(0)}, "none of the inputs of ID can be used"),
+        ({"id_data": inputs(0)}, "ID holds no input; give at least one"),
         ({"id_data": []}, "ID holds no input; give at least one"),
-        ({"id_data": [inputs(0)]}, "none of the inputs of ID can be used"),
-        ({"fit": []}, r"the training data \(fit\) hold no input"),
+        ({"id_data": [inputs(0)]}, "ID holds no input; give at least one"),
+        ({"fit": []}, "fit holds no input; give at least one"),
+        ({"fit": [inputs(0)]}, "fit holds no input; give at least one"),
+        ({"fit": (inputs(5), [-1] * 5)}, "training images have labels outside of 0..2"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_undecodable": 2}, "max_undecodable is a fraction from 0 to 1, got 2"),
         ({"process": (2, 2)}, r"process must be \(i, n\) with 0 <= i < n, got \(2, 2\)"),
-        ({"process": (0, 2)}, "several processes cannot share results kept in memory: give a folde"),
-        ({"cache": "float32"}, r"a cache cannot share results kept in memory: give a folder \(out\)"),
+        (
+            {"process": (0, 2)},
+            "several processes cannot share results kept in memory: give a folde",
+        ),
+        (
+            {"cache": "float32"},
+            r"a cache cannot share results kept in memory: give a folder \(out\)",
+        ),
         ({"detectors": []}, "no detectors are asked for; known: msp"),
         ({"detectors": ["nonsense"]}, "unknown detector 'nonsense'; known: msp"),
         ({"detectors": ["msp", "msp"]}, "detector 'msp' is asked for more than once"),
         ({"detectors": ["mahalanobis"], "fit": None}, "none of the detectors can be run"),
         ({"preprocess": "nonsense"}, "unknown preprocessing 'nonsense'"),
         ({"fit": (inputs(5), [7] * 5)}, r"labels outside of 0\.\.2"),
-        ({"detectors": [Detector("broken", "logits", nothing)]}, "broken gives scores that are not f"),
+        (
+            {"detectors": [Detector("broken", "logits", nothing)]},
+            "broken gives scores that are not f",
+        ),
     ],
 )
 def test_what_is_wrong_is_said(model, changes, message, tmp_path):
@@ -412,7 +425,7 @@ def test_what_is_wrong_is_said(model, changes, message, tmp_path):
     }
     with pytest.raises(ValueError, match=message):
         evaluate(model, **arguments)
-    if "process" in changes or "cache" in changes:
+    if "process" in changes or "cache" in changes or isinstance(changes.get("id_data"), list):
         return
     with pytest.raises(ValueError, match=message):
         evaluate(model, **arguments, out=tmp_path / "out")
@@ -454,15 +467,3 @@ def test_progress_is_shown_by_what_is_given(model):
     ]
     with pytest.raises(TypeError, match="progress must be True, False or a function, got 'no'"):
         evaluate(model, inputs(9), {"far": inputs(5)}, detectors=["msp"], progress="no")
-
-
-def test_fit_and_score_need_no_labels_that_are_unknown(model):
-    """Unlabelled rows of training data are left out of what is learned of classes."""
-    some = np.where(np.arange(40) % 4, labels(40), -1)
-    known = some >= 0
-    results = [
-        evaluate(model, inputs(9), {"far": inputs(5, 1)}, detectors=["mahalanobis"], fit=fit)
-        for fit in ((inputs(40, 2), some), (inputs(40, 2)[known], some[known]))
-    ]
-    for key, scores in results[0].scores.items():
-        np.testing.assert_allclose(results[1].scores[key], scores, rtol=1e-4)
