@@ -175,7 +175,11 @@ def _build(options: EvaluateOptions) -> tuple[Model, Any]:
     build = load_reference(name)
     if not callable(build):
         raise ValueError(f"{name} must be a function that returns a Model, got {build!r}")
-    parameters = inspect.signature(build).parameters
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     arguments: dict[str, Any] = {}
     if "dtype" in parameters:
         arguments["dtype"] = jnp.dtype(options.dtype)

@@ -120,9 +120,9 @@ def evaluate(
     """
     chosen = parse_detectors(detectors)
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    _check_names(ood_data)
     streams = {
-        key: as_stream(data, prepare, name=key)
-        for key, data in _check_names({ID: id_data, **ood_data}).items()
+        key: as_stream(data, prepare, name=key) for key, data in {ID: id_data, **ood_data}.items()
     }
     if fit is not None and (cache or any(d.fit for d in chosen)):
         streams[FIT] = as_stream(fit, prepare, name=FIT)
@@ -235,6 +235,9 @@ def _evaluate(
     if not runnable:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
         raise ValueError(f"none of the detectors can be run: {reasons}")
+    for name, stream in streams.items():
+        if stream.length == 0:
+            raise ValueError(f"{name} holds no input; give at least one")
     placed, placement = place_model(model, mesh)
     schedule = _make_schedule(batch_size, placement.mesh.size, streams.values(), process)
     folder = None if out is None else open_folder(out)
@@ -313,10 +316,12 @@ def _make_schedule(
     return BatchSchedule(batch_size, max(1, PART_SIZE // batch_size), *process)
 
 
-def _check_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    if len(data) < 2:
+def _check_names(data: Mapping[str, Any]) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"ood_data must be {{name: data}}, got a {type(data).__name__}")
+    if not data:
         raise ValueError("no OOD set is given; give at least one, as {name: data}")
-    seen = {FIT}
+    seen = {FIT, ID.lower()}
     for name in data:
         if (
             not isinstance(name, str)
@@ -330,7 +335,6 @@ def _check_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
         if name.lower() in seen:
             raise ValueError(f"OOD set name {name!r} is taken; give each set a name of its own")
         seen.add(name.lower())
-    return data
 
 
 def _check_options(

@@ -90,7 +90,7 @@ def score(
     """The scored batches that the schedule takes, with one always under way on the devices.
 
     Raises:
-        ValueError: a score is not finite, or too many inputs cannot be used.
+        ValueError: a score is not finite, too many inputs cannot be used, or there are none.
         Interrupted: `execution.should_stop` said so.
     """
     schedule, placement = execution.schedule, execution.placement
@@ -110,13 +110,19 @@ def score(
         return batch._replace(data=None), scored
 
     excluded: list[Excluded] = []
+    is_empty = schedule.takes(0)
     batches = execution.track(stream.batches(schedule), name, total)
     for batch, scored in one_ahead(map(start, batches)):
+        is_empty = is_empty and not (len(batch.positions) or batch.excluded)
+        if is_empty:
+            break
         excluded += batch.excluded
         check_excluded(name, excluded, stream.length, execution.max_undecodable)
         yield _to_scored_batch(name, batch, scored, detectors)
         if execution.should_stop():
             raise Interrupted("stopped; run the same command again to resume")
+    if is_empty:
+        raise ValueError(f"{name} holds no input; give at least one")
 
 
 def one_ahead(started: Iterable[Item]) -> Iterator[Item]:
@@ -198,9 +204,9 @@ def score_data(
     sink: Sink = MemorySink()
     if run.folder is not None:
         table = read_table(run.folder, name, schedule.part_size)
-        if table is not None:
-            return _checked(run, name, stream, table)
         sink = FolderSink(run.folder, name, schedule, run.cache)
+        if table is not None and sink.holds_all():
+            return _checked(run, name, stream, table)
     for batch in score(name, stream, run.model, states, detectors, _without(run, sink.done())):
         sink.write(batch)
     table = sink.finish()

@@ -100,6 +100,10 @@ class FolderSink:
         parts = list_parts(self._folder, rows_folder(self._name))
         return parts & self._cache.parts(self._name) if self._cache else parts
 
+    def holds_all(self) -> bool:
+        """Whether no part whose rows are there lacks its features and logits."""
+        return self.done() == list_parts(self._folder, rows_folder(self._name))
+
     def write(self, batch: ScoredBatch) -> None:
         """Takes a batch, and writes the part that is finished by it."""
         self._batches.append(batch)
