@@ -63,6 +63,8 @@ _LAZY = {
 }
 """What is imported when it is first asked for, and where it is."""
 
+__version__ = "0.1.0"
+
 __all__ = [
     "DETECTORS",
     "Batch",
@@ -77,6 +79,7 @@ __all__ = [
     "Result",
     "Unfinished",
     "Variables",
+    "__version__",
     "array_stream",
     "as_stream",
     "batch_stream",
@@ -124,4 +127,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted(__all__)

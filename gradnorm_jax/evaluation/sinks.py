@@ -27,8 +27,8 @@ from gradnorm_jax.evaluation.records import (
 )
 from gradnorm_jax.evaluation.report import Result, summary, to_dict
 from gradnorm_jax.evaluation.storage import (
-    DAMAGED,
     Folder,
+    damage_errors,
     decode_arrays,
     encode_arrays,
     encode_rows,
@@ -206,7 +206,7 @@ class StatisticsFiles:
             leaves = [arrays[f"{i}"] for i in range(len(jax.tree.leaves(self.zero)))]
             statistics = jax.tree.unflatten(jax.tree.structure(self.zero), leaves)
             return int(arrays["parts"][0]), bool(arrays["complete"][0]), statistics
-        except DAMAGED as error:
+        except damage_errors() as error:
             raise ValueError(
                 f"{self.folder.address}/{self._file(process)} is damaged "
                 f"({type(error).__name__}); delete it and run the same command again"
