@@ -112,7 +112,8 @@ class Model:
                 )
             state = self.state
         new = Variables(params, state)
-        before, after = map(jax.tree.structure, (self.variables, new))
+        before: Any = jax.tree.structure(self.variables)
+        after: Any = jax.tree.structure(new)
         if before != after:
             raise ValueError(
                 f"the new arrays must have the structure of the model's, {before}, got {after}"
