@@ -108,11 +108,9 @@ def test_gradients_are_the_networks_own():
     def ours(params):
         return kl_to_uniform(model.apply(params, IMAGES).logits).sum()
 
-    jax.tree.map(
-        np.testing.assert_array_equal,
-        jax.jit(jax.grad(ours))(model.params),
-        jax.jit(jax.grad(own))(variables["params"]),
-    )
+    with jax.disable_jit():  # what is fused otherwise is rounded otherwise
+        actual, expected = jax.grad(ours)(model.params), jax.grad(own)(variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def test_module_and_variables_are_left_as_they_were():
