@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradnorm_jax import metrics
+from gradnorm_jax.extras import needs_extra
 from gradnorm_jax.metrics import ranked
 
 if TYPE_CHECKING:
@@ -99,12 +100,8 @@ def roc(
 def _panels(rows: int, columns: int, size: tuple[float, float] = (4, 2.5)) -> tuple[Any, Any]:
     if not (rows and columns):
         raise ValueError("nothing to draw: give the scores of at least one OOD set")
-    try:
+    with needs_extra("plots", "plots"):
         from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "plots need matplotlib: pip install 'gradnorm-jax[plots]'", name="matplotlib"
-        ) from error
     figure = Figure(figsize=(size[0] * columns, size[1] * rows), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 

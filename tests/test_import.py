@@ -1,20 +1,103 @@
+import re
 import subprocess
 import sys
 
-HEAVY = {"flax", "tensorflow", "tensorflow_datasets", "torch", "matplotlib", "pyarrow", "grain"}
+import pytest
+
+import gradnorm_jax as gj
+
+HEAVY = {"flax", "tensorflow", "tensorflow_datasets", "torch", "matplotlib", "rich", "optax"}
+OF_EXTRAS = [
+    "PIL",
+    "chex",
+    "grain",
+    "importlib_resources",
+    "matplotlib",
+    "pyarrow",
+    "safetensors",
+    "sklearn",
+    "tensorflow",
+    "tensorflow_datasets",
+    "tensorstore",
+    "tyro",
+]
+
+WITHOUT_EXTRAS = f"""
+import sys
+sys.modules.update(dict.fromkeys({OF_EXTRAS}))  # such an entry makes an import fail
+
+import jax.numpy as jnp
+import numpy as np
+import gradnorm_jax as gj
+
+rng = np.random.default_rng(0)
+params = {{"w": rng.normal(size=(12, 3)).astype(np.float32)}}
+model = gj.from_apply(lambda params, x: x.reshape(len(x), -1) @ params["w"], params,
+                      jnp.zeros((1, 2, 2, 3)))
+images = rng.normal(size=(20, 2, 2, 3)).astype(np.float32)
+pixels = np.zeros((3, 2, 2, 3), np.uint8)
+
+
+def evaluate(id_data=images, **options):
+    return gj.evaluate(model, id_data, {{"noise": lambda: iter([images, images[:3]])}}, **options)
+"""
+
+
+def run(code):
+    """What a fresh interpreter prints."""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
 
 
 def test_import_is_light():
-    code = f"import sys, gradnorm_jax; print({HEAVY!r} & set(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    assert result.stdout.strip() == "set()"
+    heavy = HEAVY | {*OF_EXTRAS}
+    assert run(f"import sys, gradnorm_jax; print({heavy!r} & set(sys.modules))") == "set()"
 
 
 def test_every_public_name_exists():
-    code = "import gradnorm_jax as gj; [getattr(gj, name) for name in gj.__all__]; print('ok')"
-    result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    assert run("import gradnorm_jax as gj; print({n for n in dir(gj) if not getattr(gj, n)})") == (
+        "set()"
     )
-    assert result.stdout.strip() == "ok"
+    assert dir(gj) == sorted(gj.__all__)
+
+
+def test_evaluation_in_memory_needs_no_extra():
+    code = """
+print(evaluate(fit=(images, np.arange(20) % 3)))
+gj.fit("mahalanobis", model, (images, np.arange(20) % 3)).score(images)
+"""
+    table = run(WITHOUT_EXTRAS + code)
+    assert "mahalanobis" in table
+    assert "not run" not in table
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ("evaluate(out='out')", r"run folders need pyarrow.*gradnorm-jax\[data\]"),
+        ("evaluate('.', preprocess='bit32')", r"image files need grain.*gradnorm-jax\[data\]"),
+        ("evaluate(pixels, preprocess='bit32')", r"images .* need PIL.*gradnorm-jax\[data\]"),
+        ("gj.evaluate_cache('out')", r"run folders need pyarrow.*gradnorm-jax\[data\]"),
+        ("gj.plots.roc([1, 2], {'a': [1, 2]})", r"plots need matplotlib.*gradnorm-jax\[plots\]"),
+        (
+            "from gradnorm_jax.__main__ import main; main()",
+            r"commands need tyro, which is not installed: pip install 'gradnorm-jax\[data\]'",
+        ),
+    ],
+)
+def test_what_needs_an_extra_names_it(call, message):
+    code = f"""
+try:
+    {call}
+except (ModuleNotFoundError, SystemExit) as error:
+    print(error)
+"""
+    assert re.fullmatch(f"(gradnorm-jax: )?{message}'?", run(WITHOUT_EXTRAS + code))
+
+
+def test_the_command_tells_its_version():
+    result = subprocess.run(
+        [sys.executable, "-m", "gradnorm_jax", "--version"], capture_output=True, text=True
+    )
+    assert result.stdout == f"gradnorm-jax {gj.__version__}\n"

@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from gradnorm_jax.extras import needs_extra
+
 ID_DIGITS = range(6)
 OOD_SETS = ("digits_6_to_9", "photos", "photos_8x8")
 
@@ -21,13 +23,8 @@ def write_images(folder: Path) -> None:
         ModuleNotFoundError: scikit-learn is not installed.
         OSError: the images cannot be written.
     """
-    try:
+    with needs_extra("demo", "the demo's images"):
         from sklearn.datasets import load_digits, load_sample_images
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "the demo's images come with scikit-learn, which is not installed: "
-            "pip install 'gradnorm-jax[demo]'"
-        ) from error
     folder.mkdir(parents=True)
     digits = load_digits()
     pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -15,7 +15,8 @@ from gradnorm_jax.data.preprocess import Preprocess, get_preprocess
 from gradnorm_jax.data.stream import DataStream
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import DEFAULT_DETECTORS, evaluate, evaluate_cache
-from gradnorm_jax.evaluation.records import FIT, ID, Result
+from gradnorm_jax.evaluation.records import FIT, ID
+from gradnorm_jax.evaluation.report import Result
 from gradnorm_jax.models import get_architecture, load_model
 from gradnorm_jax.progress import Track
 from gradnorm_jax.references import is_reference, load_reference

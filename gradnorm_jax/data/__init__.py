@@ -12,6 +12,7 @@ from gradnorm_jax.data.batch_stream import batch_stream, to_rows
 from gradnorm_jax.data.preprocess import Prepare, Preprocess
 from gradnorm_jax.data.source import Source
 from gradnorm_jax.data.stream import DataStream
+from gradnorm_jax.extras import needs_extra
 
 __all__ = ["DataStream", "array_stream", "as_stream", "batch_stream", "file_stream"]
 
@@ -68,10 +69,12 @@ def file_stream(
     Raises:
         ValueError: `preprocess` is not a `Preprocess`, which decoding needs.
         OSError: the files are not there.
+        ModuleNotFoundError: what reads them is not installed.
     """
     # They import half a second of libraries that arrays do not need.
-    from gradnorm_jax.data.open_source import open_source
-    from gradnorm_jax.data.source_stream import Decoding, source_stream
+    with needs_extra("data", "image files"):
+        from gradnorm_jax.data.open_source import open_source
+        from gradnorm_jax.data.source_stream import Decoding, source_stream
 
     if not isinstance(preprocess, Preprocess):
         raise ValueError(

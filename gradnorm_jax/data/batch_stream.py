@@ -1,10 +1,10 @@
 """Batches of any loader as a data set: Grain, tf.data, PyTorch, Hugging Face, a function."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from gradnorm_jax.data.array_stream import check_labels
 from gradnorm_jax.data.images import to_rgb
@@ -170,7 +170,9 @@ def _entries(element: Any) -> tuple[Any, Any, Any, Any]:
 
 
 def _is_image(entry: Any) -> bool:
-    return isinstance(entry, Image.Image)
+    # Who has an image has imported Pillow.
+    pillow = sys.modules.get("PIL.Image")
+    return pillow is not None and isinstance(entry, pillow.Image)
 
 
 def _to_array(image: Any) -> np.ndarray:

@@ -1,9 +1,14 @@
 """Decoding of image files."""
 
+from __future__ import annotations
+
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Named, so that no file can start one of Pillow's exotic readers (PostScript runs a program).
 _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
@@ -28,6 +33,8 @@ def decode_rgb(data: bytes) -> Image.Image:
         BadImage: it is empty, of none of these formats, truncated, corrupt, or so large that Pillow
             takes it for a decompression bomb.
     """
+    from PIL import Image, UnidentifiedImageError
+
     if not data:
         raise BadImage("the file is empty")
     try:
@@ -48,6 +55,8 @@ def decode_rgb(data: bytes) -> Image.Image:
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` in mode RGB, by the rule of `decode_rgb`."""
+    from PIL import Image
+
     if image.mode == "I" or image.mode.startswith("I;16"):
         # The high byte, as Pillow itself reads 16-bit colour. Mode I holds 16-bit values too: it is
         # what 16-bit PGM files, and 16-bit PNG files in older versions of Pillow, are read as.

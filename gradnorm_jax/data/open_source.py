@@ -6,6 +6,7 @@ from pathlib import Path
 from gradnorm_jax.data.folder_source import folder_source
 from gradnorm_jax.data.list_source import csv_source, list_source
 from gradnorm_jax.data.source import Source
+from gradnorm_jax.extras import needs_extra
 
 _KINDS = ("folder:PATH", "csv:PATH", "list:PATH[@FOLDER]", "tfds:NAME[/CONFIG][:SPLIT]")
 
@@ -37,7 +38,8 @@ def open_source(spec: str, data_dir: str | os.PathLike[str] | None = None) -> So
             return list_source(path, root) if at and not Path(rest).exists() else list_source(rest)
         case "tfds":
             # Takes half a second to import, and is not needed for files.
-            from gradnorm_jax.data.tfds_source import tfds_source
+            with needs_extra("data", "data sets of tfds"):
+                from gradnorm_jax.data.tfds_source import tfds_source
 
             return tfds_source(rest, data_dir)
     # One letter before the colon is a drive of Windows.

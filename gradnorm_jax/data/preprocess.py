@@ -4,23 +4,29 @@ The spatial part runs on the host with Pillow and equals torchvision's transform
 bit for bit; the scaling of uint8 pixels to float32 runs on the device.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
 from gradnorm_jax.data.images import BadImage, to_rgb
+from gradnorm_jax.extras import needs_extra
 from gradnorm_jax.numerics import is_number
 from gradnorm_jax.references import is_reference, load_reference
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 Channels = tuple[float, float, float]
 
+_BILINEAR = 2  # PIL.Image.Resampling.BILINEAR
 # At most 2 GiB while resizing. Only an image about 2000 times as long as wide goes beyond it.
 _MOST_PIXELS = 2**27
 
@@ -111,6 +117,8 @@ def _to_image(pixels: np.ndarray) -> Image.Image:
             "images for a Preprocess must be uint8 arrays [H, W], [H, W, 1] or [H, W, 3], got "
             f"{pixels.dtype}{list(pixels.shape)}"
         )
+    with needs_extra("data", "images for a Preprocess"):
+        from PIL import Image
     return to_rgb(Image.fromarray(grey))
 
 
@@ -141,7 +149,7 @@ def scale(pixels: jax.Array, preprocess: Preprocess) -> jax.Array:
 
 def resize(image: Image.Image, size: int) -> Image.Image:
     """The whole image at `size` x `size` pixels, bilinear with antialiasing, no crop."""
-    return image.resize((size, size), Image.Resampling.BILINEAR)
+    return image.resize((size, size), _BILINEAR)
 
 
 def resize_short_side(image: Image.Image, size: int) -> Image.Image:
@@ -159,7 +167,7 @@ def resize_short_side(image: Image.Image, size: int) -> Image.Image:
         )
     wide = image.width > image.height
     new_size = (new_long, size) if wide else (size, new_long)
-    return image.resize(new_size, Image.Resampling.BILINEAR)
+    return image.resize(new_size, _BILINEAR)
 
 
 def centre_crop(image: Image.Image, size: int) -> Image.Image:

@@ -13,23 +13,23 @@ from gradnorm_jax.data.preprocess import Prepare, get_preprocess
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded
 from gradnorm_jax.detectors import Detector, parse_detectors
-from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.loop import Execution, Run, fit_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
     FIT,
     ID,
-    Result,
     ScoreTable,
     Unfinished,
     known_accuracy,
 )
+from gradnorm_jax.evaluation.report import Result
 from gradnorm_jax.evaluation.run_config import (
     CONFIG,
     claim_folder,
     describe_run,
     read_config,
 )
+from gradnorm_jax.evaluation.sinks import write_report
 from gradnorm_jax.evaluation.step import States, place_model
 from gradnorm_jax.evaluation.storage import Folder, open_folder
 from gradnorm_jax.metrics import evaluate_scores
@@ -268,7 +268,7 @@ def _evaluate(
         if folder is not None:
             if kept is not None:
                 write_head(folder, model)
-            report.write_report(folder, result)
+            write_report(folder, result)
     return result
 
 

@@ -6,6 +6,8 @@ share a run by taking different parts. A data set ends with its first part that 
 """
 
 import dataclasses
+import io
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +15,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
+from gradnorm_jax import plots
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.evaluation.output_cache import OutputCache
 from gradnorm_jax.evaluation.records import (
@@ -22,9 +25,10 @@ from gradnorm_jax.evaluation.records import (
     Statistics,
     concatenate,
 )
+from gradnorm_jax.evaluation.report import Result, summary, to_dict
 from gradnorm_jax.evaluation.storage import (
-    DAMAGED,
     Folder,
+    damage_errors,
     decode_arrays,
     encode_arrays,
     encode_rows,
@@ -32,6 +36,7 @@ from gradnorm_jax.evaluation.storage import (
     part_file,
     read_table,
     rows_folder,
+    to_json,
 )
 
 SAVE_SECONDS = 60.0
@@ -201,7 +206,7 @@ class StatisticsFiles:
             leaves = [arrays[f"{i}"] for i in range(len(jax.tree.leaves(self.zero)))]
             statistics = jax.tree.unflatten(jax.tree.structure(self.zero), leaves)
             return int(arrays["parts"][0]), bool(arrays["complete"][0]), statistics
-        except DAMAGED as error:
+        except damage_errors() as error:
             raise ValueError(
                 f"{self.folder.address}/{self._file(process)} is damaged "
                 f"({type(error).__name__}); delete it and run the same command again"
@@ -209,3 +214,31 @@ class StatisticsFiles:
 
     def _file(self, process: int) -> str:
         return f"statistics/{process:05}-of-{self.schedule.processes:05}.safetensors"
+
+
+def write_report(folder: Folder, result: Result) -> None:
+    """Writes metrics (JSON), the report (Markdown) and histograms (PNG)."""
+    folder.write("metrics.json", to_json(to_dict(result)))
+    folder.write("report.md", summary(result).encode())
+    try:
+        figure = plots.histogram_grid(
+            {detector: _scores_by_set(result, detector) for detector in result.metrics},
+            titles={
+                (detector, name): f"{detector}, AUROC {100 * cell.auroc.value:.2f} %"
+                for detector, cells in result.metrics.items()
+                for name, cell in cells.items()
+            },
+        )
+    except ModuleNotFoundError:
+        logging.getLogger(__name__).warning(
+            "histograms.png is left out because matplotlib is not installed: "
+            "pip install 'gradnorm-jax[plots]'"
+        )
+        return
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    folder.write("histograms.png", image.getvalue())
+
+
+def _scores_by_set(result: Result, detector: str) -> dict[str, np.ndarray]:
+    return {name: table.scores[detector] for name, table in result.tables.items()}

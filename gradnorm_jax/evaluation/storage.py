@@ -1,4 +1,7 @@
-"""A folder that files are written to whole or not at all, and what the files look like."""
+"""A folder that files are written to whole or not at all, and what the files look like.
+
+The libraries for both come with the extra `data`; they are imported where a folder is used.
+"""
 
 import contextlib
 import dataclasses
@@ -9,24 +12,20 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
-import pyarrow
-import pyarrow.parquet
-import safetensors
-import safetensors.numpy
-import tensorstore as ts
 
 from gradnorm_jax.data.stream import Excluded
 from gradnorm_jax.evaluation.records import ScoreTable, concatenate, count_positions
+from gradnorm_jax.extras import needs_extra
+
+if TYPE_CHECKING:
+    import tensorstore as ts
 
 PATIENCE_SECONDS = 120.0
 """How long a file may take to be read or written before its storage counts as out of order."""
-
-DAMAGED = (pyarrow.ArrowException, safetensors.SafetensorError, OSError, ValueError, KeyError)
-"""What decoding a damaged file raises."""
 
 _SCHEMES = ("gs://", "s3://", "file://")
 _AS_BITS = ":bfloat16"
@@ -35,7 +34,7 @@ _COLUMNS = ("position", "id", "label", "prediction")
 # Six more tries, after 1, 2, 4, ... 32 seconds. TensorStore's own quarter of an hour is too long to
 # wait for the news that there is no connection.
 _RETRIES = {"max_retries": 6}
-_CONTEXT = ts.Context({"gcs_request_retries": _RETRIES, "s3_request_retries": _RETRIES})
+_TRIES = {"gcs_request_retries": _RETRIES, "s3_request_retries": _RETRIES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +47,7 @@ class Folder:
     """
 
     address: str
-    store: ts.KvStore
+    store: "ts.KvStore"
 
     def read(self, name: str) -> bytes | None:
         """The contents of a file; None if there is none. OSError if it cannot be read."""
@@ -94,13 +93,19 @@ def open_folder(address: str | os.PathLike[str]) -> Folder:
         FileExistsError: there is a file in its place.
         ValueError: its kind of storage is not known.
         OSError: its storage cannot be reached.
+        ModuleNotFoundError: what reads and writes its files is not installed.
     """
+    with needs_extra("data", "run folders"):
+        import pyarrow.parquet  # noqa: F401
+        import safetensors.numpy  # noqa: F401
+        import tensorstore as ts
     address = os.fspath(address).rstrip("/") or "/"
     if "://" in address and not address.startswith(_SCHEMES):
         raise ValueError(f"cannot write to {address!r}: give a path or {', '.join(_SCHEMES)}...")
     if "://" in address and not address.startswith("file://"):
         with _plain_errors(f"{address} cannot be reached"):
-            return Folder(address, ts.KvStore.open(f"{address}/", context=_CONTEXT).result())
+            opened = ts.KvStore.open(f"{address}/", context=ts.Context(_TRIES))
+            return Folder(address, opened.result())
     path = Path(os.path.abspath(os.path.expanduser(address.removeprefix("file://"))))
     if path.exists() and not path.is_dir():
         raise FileExistsError(f"{path} already exists and is not a folder; choose another --out")
@@ -118,6 +123,8 @@ def encode_rows(table: ScoreTable, facts: Mapping[str, Any]) -> bytes:
 
     What has no column is in the metadata: the excluded inputs, and `facts` (JSON).
     """
+    import pyarrow.parquet
+
     columns = dict(zip(_COLUMNS, table[:4], strict=True)) | dict(table.scores)
     metadata = {"excluded": json.dumps(table.excluded), "facts": json.dumps(facts)}
     arrow = pyarrow.table(columns).replace_schema_metadata(metadata)
@@ -127,7 +134,9 @@ def encode_rows(table: ScoreTable, facts: Mapping[str, Any]) -> bytes:
 
 
 def decode_rows(content: bytes) -> tuple[ScoreTable, dict[str, Any]]:
-    """The inverse of `encode_rows`; one of `DAMAGED` if the file is."""
+    """The inverse of `encode_rows`; one of `damage_errors()` if the file is damaged."""
+    import pyarrow.parquet
+
     arrow = pyarrow.parquet.read_table(
         pyarrow.BufferReader(content), page_checksum_verification=True
     )
@@ -146,6 +155,8 @@ def decode_rows(content: bytes) -> tuple[ScoreTable, dict[str, Any]]:
 
 def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
     """A safetensors file; bfloat16, which NumPy's flavour lacks, is kept as the bits of uint16."""
+    import safetensors.numpy
+
     return safetensors.numpy.save(
         {
             f"{name}{_AS_BITS}" if array.dtype == _BFLOAT16 else name: np.ascontiguousarray(
@@ -157,11 +168,21 @@ def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def decode_arrays(content: bytes) -> dict[str, np.ndarray]:
-    """The inverse of `encode_arrays`; one of `DAMAGED` if the file is."""
+    """The inverse of `encode_arrays`; one of `damage_errors()` if the file is damaged."""
+    import safetensors.numpy
+
     return {
         name.removesuffix(_AS_BITS): array.view(_BFLOAT16) if name.endswith(_AS_BITS) else array
         for name, array in safetensors.numpy.load(content).items()
     }
+
+
+def damage_errors() -> tuple[type[Exception], ...]:
+    """What decoding a damaged file raises."""
+    import pyarrow
+    import safetensors
+
+    return pyarrow.ArrowException, safetensors.SafetensorError, OSError, ValueError, KeyError
 
 
 def checksum(content: bytes) -> str:
@@ -197,7 +218,7 @@ def read_part(folder: Folder, name: str, part: int) -> tuple[ScoreTable, dict[st
         if content is None:
             raise ValueError("it is gone")
         return decode_rows(content)
-    except DAMAGED as error:
+    except damage_errors() as error:
         raise ValueError(
             f"{folder.address}/{part_file(name, part)} is damaged ({type(error).__name__}); delete "
             "it and run the command that wrote it again"

@@ -11,10 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-import safetensors.numpy
 from flax import traverse_util
 
+from gradnorm_jax.extras import needs_extra
 from gradnorm_jax.tree import Params, Path
 
 Checkpoint = dict[str, np.ndarray]
@@ -55,6 +54,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     if path.suffix == ".npz":
         return _read_npz(path)
     if path.suffix == ".safetensors":
+        with needs_extra("data", ".safetensors files"):
+            import safetensors.numpy
         try:
             return safetensors.numpy.load_file(path)
         except safetensors.SafetensorError as error:
