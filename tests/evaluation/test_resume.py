@@ -38,7 +38,7 @@ def model():
     return networks.build()
 
 
-class Failing(Exception):
+class LoaderError(Exception):
     """What the user's own loader raises."""
 
 
@@ -58,7 +58,7 @@ class Reading:
         def batches(schedule):
             for batch in stream.batches(schedule):
                 if len(self.read) == self._fail_at:
-                    raise Failing
+                    raise LoaderError
                 self.read.append((name, batch.number))
                 yield batch
 
@@ -125,7 +125,7 @@ def test_an_interrupted_run_resumes(model, whole, tmp_path, kind, moment, how):
         with pytest.raises(Interrupted, match="stopped; run the same command again to resume"):
             run(model, tmp_path, Reading(as_loaders=as_loaders, stop_at=moment), **options)
     else:
-        with pytest.raises(Failing):
+        with pytest.raises(LoaderError):
             run(model, tmp_path, Reading(as_loaders=as_loaders, fail_at=moment), **options)
     assert not (tmp_path / "metrics.json").exists()
     done = {
@@ -162,7 +162,7 @@ def test_statistics_are_saved_now_and_then(model, whole, tmp_path, monkeypatch):
     clock = itertools.count(time.monotonic(), 25.0)
     monkeypatch.setattr(sinks, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     monkeypatch.setattr(sinks, "SAVE_SECONDS", 60.0)
-    with pytest.raises(Failing):
+    with pytest.raises(LoaderError):
         run(model, tmp_path, Reading(fail_at=5))
     again = Reading()
     run(model, tmp_path, again)
@@ -383,6 +383,6 @@ def test_foreign_files_are_left_alone(model, tmp_path):
 
 
 def test_a_run_that_came_to_nothing_leaves_nothing(model, tmp_path):
-    with pytest.raises(Failing):
+    with pytest.raises(LoaderError):
         run(model, tmp_path / "run", Reading(fail_at=0))
     assert not list((tmp_path / "run").iterdir())
