@@ -240,5 +240,5 @@ def test_processes_and_cache(sets, expected, here, capsys):
             SystemExit, match=f"--from-cache takes the place of --{name}: give only"
         ):
             cli.main([*again, f"--{name}", "float32"])
-    with pytest.raises(SystemExit, match="far holds no run with a cache"):
+    with pytest.raises(SystemExit, match="holds no run with a cache; evaluate with one"):
         cli.main(["evaluate", "--from-cache", str(sets["far"]), "--out", "other"])

@@ -63,7 +63,7 @@ def test_evaluate_prints_the_table(inputs, tmp_path, capsys):
         ({"id": "{root}/empty"}, "empty holds no image"),
         ({"ood": "{root}/ood"}, "write NAME=PATH"),
         ({"ood": "ID={root}/ood"}, "'ID' is taken"),
-        ({"ood": "a/b={root}/ood"}, "'a/b' cannot be the name of a file"),
+        ({"ood": "a/b={root}/ood"}, "'a/b' cannot be that of a file"),
         ({"model": "resnet"}, "no architecture 'resnet'"),
         ({"model": "mobilenet_v2"}, "another architecture"),
         ({"weights": "{root}/nothing.npz"}, "nothing.npz"),
