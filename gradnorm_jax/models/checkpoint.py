@@ -209,7 +209,8 @@ def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> jax.Shape
     whole = all(0 <= n < 2**40 for n in shape) and math.prod(shape) * dtype.itemsize == size
     if not whole:
         raise ValueError(
-            f"the header of {member.filename!r} claims {dtype}{list(shape)}, but {size} bytes follow"
+            f"the header of {member.filename!r} claims {dtype}{list(shape)}, but "
+            f"{size} bytes follow"
         )
     return jax.ShapeDtypeStruct(shape, dtype)
 

@@ -2,7 +2,6 @@
 
 import io
 import zipfile
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from gradnorm_jax.models import get_architecture, init_model, load_model
 from gradnorm_jax.models.checkpoint import from_params, read_checkpoint
+from tests.hostile import an_answer_or_a_sentence
 
 
 @pytest.fixture(scope="module")
@@ -130,10 +130,6 @@ def test_a_name_that_is_nearly_right(name, meant):
         get_architecture(name)
 
 
-def safetensors_file(header):
-    return len(header).to_bytes(8, "little") + header + bytes(8)
-
-
 @given(
     content=st.one_of(
         st.binary(max_size=200),
@@ -149,10 +145,8 @@ def safetensors_file(header):
 def test_any_array_file_is_read_or_refused(tmp_path_factory, content):
     path = tmp_path_factory.mktemp("any") / "w.npz"
     write(path, {"a.npy": content})
-    try:
+    with an_answer_or_a_sentence(path):
         assert isinstance(read_checkpoint(path)["a"], np.ndarray)
-    except ValueError as error:
-        assert str(path) in str(error)
 
 
 @pytest.fixture(scope="module")
@@ -172,15 +166,8 @@ def test_any_damage_is_survived_or_refused(tmp_path_factory, whole_files, data, 
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     path = tmp_path_factory.mktemp("damaged") / name
     path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
-    try:
+    with an_answer_or_a_sentence(path):
         read_checkpoint(path)
-    except ValueError as error:
-        assert str(path) in str(error)
-
-
-def test_what_zlib_raises_is_no_value_error():
-    # The reason for the list of errors in `checkpoint`.
-    assert not issubclass(zlib.error, ValueError | OSError)
 
 
 def test_widths_of_other_types_are_checked(tmp_path):
