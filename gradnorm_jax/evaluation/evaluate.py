@@ -30,7 +30,7 @@ from gradnorm_jax.evaluation.run_config import (
     read_config,
 )
 from gradnorm_jax.evaluation.sinks import write_report
-from gradnorm_jax.evaluation.step import States, place_model
+from gradnorm_jax.evaluation.step import States, check_parameters, place_model
 from gradnorm_jax.evaluation.storage import Folder, open_folder
 from gradnorm_jax.metrics import evaluate_scores
 from gradnorm_jax.progress import Track, show_progress
@@ -203,6 +203,7 @@ def fit_states(
     """What detectors learn from training data, by their names, in memory; see `evaluate`."""
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     stream = as_stream(data, prepare, name=FIT)
+    check_parameters(model)
     placed, placement = place_model(model)
     schedule = _make_schedule(batch_size, placement.mesh.size, [stream], (0, 1))
     with show_progress(progress) as track:
@@ -238,6 +239,7 @@ def _evaluate(
     for name, stream in streams.items():
         if stream.length == 0:
             raise ValueError(f"{name} holds no input; give at least one")
+    check_parameters(model)
     placed, placement = place_model(model, mesh)
     schedule = _make_schedule(batch_size, placement.mesh.size, streams.values(), process)
     folder = None if out is None else open_folder(out)

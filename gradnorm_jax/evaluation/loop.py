@@ -150,24 +150,27 @@ def _to_scored_batch(
     if scored is None:
         scores = {detector.name: np.zeros(0, np.float32) for detector in detectors}
     else:
-        found, values = jax.device_get((scored.predictions, scored.scores))
+        found, values, finite = jax.device_get((scored.predictions, scored.scores, scored.finite))
+        problem = f"the network's input, features or logits are not finite on {name}"
+        _check_finite(problem, batch.ids, finite[mask])
         predictions = found[mask].astype(np.int32)
         scores = {key: value[mask] for key, value in values.items()}
     table = ScoreTable(
         batch.positions, batch.ids, batch.labels, predictions, scores, batch.excluded
     )
-    _check_finite(name, table)
+    for detector, column in scores.items():
+        problem = f"{detector} gives scores that are not finite on {name}"
+        _check_finite(problem, table.ids, np.isfinite(column))
     return ScoredBatch(batch.number, mask, table, None if scored is None else scored.outputs)
 
 
-def _check_finite(name: str, table: ScoreTable) -> None:
-    for detector, values in table.scores.items():
-        bad = list(itertools.compress(table.ids, ~np.isfinite(values)))
-        if bad:
-            raise ValueError(
-                f"{detector} gives scores that are not finite on {name}, for {len(bad)} inputs of "
-                f"a batch ({', '.join(bad[:5])}): check the weights and the preprocessing"
-            )
+def _check_finite(problem: str, ids: Sequence[str], finite: np.ndarray) -> None:
+    if not finite.all():
+        bad = list(itertools.compress(ids, ~finite))
+        raise ValueError(
+            f"{problem}, for {len(bad)} inputs of a batch ({', '.join(bad[:5])}): check the data, "
+            "the weights and the preprocessing"
+        )
 
 
 def initial_statistics(fits: Mapping[str, Fit], model: Model) -> Statistics:
