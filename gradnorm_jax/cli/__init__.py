@@ -53,7 +53,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"gradnorm-jax: {stop}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
     except (ValueError, OSError, ImportError, RuntimeError) as error:
-        sys.exit(f"gradnorm-jax: {_describe(error)}")
+        sys.exit(f"gradnorm-jax: {report.printable(_describe(error))}")
     console = rich.console.Console()
     console.print(report.to_rich(result))
     for line in (*report.data_sets(result), *report.remarks(result), f"Results: {options.out}"):

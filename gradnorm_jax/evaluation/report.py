@@ -149,7 +149,12 @@ def remarks(result: Result) -> list[str]:
             listed = "; ".join(f"{each.id} ({each.reason})" for each in inputs[:_LISTED])
             more = f"; and {len(inputs) - _LISTED} more" if len(inputs) > _LISTED else ""
             lines.append(f"{name}: {len(inputs)} files were excluded: {listed}{more}.")
-    return lines
+    return [printable(line) for line in lines]
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with line breaks and control characters, as in file names, escaped."""
+    return "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in text)
 
 
 def to_rich(result: Result) -> rich.table.Table:

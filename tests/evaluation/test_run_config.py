@@ -51,9 +51,11 @@ def test_a_run_that_came_to_nothing_leaves_nothing_that_may_be_anothers(tmp_path
 
 def test_differences():
     assert find_differences(CONFIG, CONFIG | {"sets": ("a",)}) == ""
-    assert find_differences({}, {"weights": 1}) == "weights is None there and 1 now"
-    assert find_differences({"weights": 1}, {}) == "weights is 1 there and missing now"
-    assert find_differences({}, dict.fromkeys("abcd", 1)).endswith("c is None there and 1 now, ...")
+    more = CONFIG | {"weights": 1}
+    assert find_differences(CONFIG, more) == "weights is None there and 1 now"
+    assert find_differences(more, CONFIG) == "weights is 1 there and missing now"
+    many = find_differences(CONFIG, CONFIG | dict.fromkeys("abcd", 1))
+    assert many.endswith("c is None there and 1 now, ...")
 
 
 def test_versions_and_devices_are_told():
