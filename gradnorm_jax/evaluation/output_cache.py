@@ -19,6 +19,7 @@ from gradnorm_jax.evaluation.records import ScoredBatch, ScoreTable, count_posit
 from gradnorm_jax.evaluation.storage import (
     Folder,
     checksum,
+    damage_errors,
     decode_arrays,
     encode_arrays,
     list_parts,
@@ -78,13 +79,20 @@ def read_head(folder: Folder) -> Model:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
     content = folder.read(_HEAD)
     if content is None:
         raise FileNotFoundError(
             f"{folder.address} holds no whole cache; evaluate into it with a cache first"
         )
-    params = decode_arrays(content)
+    try:
+        params = decode_arrays(content)
+    except damage_errors() as error:
+        raise ValueError(
+            f"{folder.address}/{_HEAD} is damaged ({type(error).__name__}); delete it and run the "
+            "command that wrote it again"
+        ) from error
     head = None
     if params:
         head = Head(("kernel",), ("bias",) if "bias" in params else None)
@@ -126,7 +134,8 @@ def _read(
             "delete it and run the command that wrote it again"
         )
     arrays = {key: array.astype(np.float32) for key, array in decode_arrays(content).items()}
-    return table, Outputs(arrays.get("features"), arrays["logits"])  # type: ignore[arg-type]
+    # A part that holds no input, the last perhaps, has neither.
+    return table, Outputs(arrays.get("features"), arrays.get("logits"))  # type: ignore[arg-type]
 
 
 def _to_host_batch(number: int, size: int, table: ScoreTable, outputs: Outputs) -> HostBatch:
