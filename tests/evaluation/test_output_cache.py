@@ -61,8 +61,8 @@ def test_every_row_comes_back_once(tmp_path, rows, processes):
         assert [batch.number for batch in batches] == share.taken(LENGTH)
         for batch in batches:
             features, logits = batch.data
-            assert features.shape == (rows, 5)
             at = np.flatnonzero(batch.mask)
+            assert not len(at) or features.shape == (rows, 5)
             assert len(at) == len(batch.positions) == len(batch.ids)
             for row, position, name in zip(at, batch.positions, batch.ids, strict=True):
                 assert name == f"image-{position}"
@@ -163,7 +163,7 @@ def test_a_cache_that_is_not_complete(cached, tmp_path, file, error, message):
 def test_a_damaged_head_is_named(cached):
     folder, _ = cached
     (folder / "cache" / "head.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"cache/head\.safetensors is damaged; delete it and run"):
+    with pytest.raises(ValueError, match=r"cache/head\.safetensors is damaged .*; delete it and"):
         evaluate_cache(folder, detectors=["msp"])
 
 
