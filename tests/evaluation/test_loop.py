@@ -43,15 +43,20 @@ def score(setting, detectors=EVERY_KIND, batch_size=24, devices=8, **options):
     return score_data(Run(placed, execution), "ID", stream, states, detectors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (64, 8), (4, 2)])
 def test_scores_depend_on_neither_batch_size_nor_devices(setting, batch_size, devices):
-    expected = score(setting, batch_size=21, devices=1)
-    table = score(setting, batch_size=batch_size, devices=devices)
+    detectors = (*EVERY_KIND, Detector("reach", "outputs", reach))
+    expected = score(setting, detectors, batch_size=21, devices=1)
+    table = score(setting, detectors, batch_size=batch_size, devices=devices)
     assert table.ids == expected.ids == sorted(set(expected.ids))
     np.testing.assert_array_equal(table.labels, expected.labels)
     np.testing.assert_array_equal(table.predictions, expected.predictions)
     for name, values in expected.scores.items():
-        np.testing.assert_allclose(table.scores[name], values, rtol=2e-5, err_msg=name)
+        # GradNorm is ||h|| ||p - u||, and what rounding makes of p is relative to 1, not to p - u.
+        rounding = 1e-6 * expected.scores["reach"] if name.startswith("gradnorm") else 0
+        excess = np.abs(table.scores[name] - values) - 2e-5 * np.abs(values) - rounding
+        assert excess.max() <= 0, name
 
 
 def reach(state, model, batch):
