@@ -18,6 +18,7 @@ from tensorflow_datasets.core.utils import py_utils, tqdm_utils
 from gradnorm_jax.data.ood_builders import OODBuilder
 from gradnorm_jax.data.source import Source
 from gradnorm_jax.data.tfds_source import expand, find_prepared, formats, place, prepare_command
+from gradnorm_jax.text import to_utf8
 
 # Ten, as tfds has it, take minutes to tell that there is no network.
 downloader.MAX_RETRIES = 3
@@ -144,7 +145,7 @@ class _SourceBuilder(adhoc_builder.AdhocBuilder, skip_registration=True):  # typ
 def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     for index in range(len(source)):
         record = source[index]
-        yield index, {"image": record.data, "label": record.label, "file_name": record.id}
+        yield index, {"image": record.data, "label": record.label, "file_name": to_utf8(record.id)}
 
 
 def _download(
