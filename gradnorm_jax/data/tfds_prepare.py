@@ -1,5 +1,6 @@
 """Making prepared data sets: downloads, conversions, and any source of one's own."""
 
+import contextlib
 import os
 import re
 import tempfile
@@ -19,9 +20,6 @@ from gradnorm_jax.data.ood_builders import OODBuilder
 from gradnorm_jax.data.source import Source
 from gradnorm_jax.data.tfds_source import expand, find_prepared, formats, place, prepare_command
 from gradnorm_jax.text import to_utf8
-
-# Ten, as tfds has it, take minutes to tell that there is no network.
-downloader.MAX_RETRIES = 3
 
 _ARRAY_RECORD = file_adapters.FileFormat.ARRAY_RECORD
 _INFO = "dataset_info.json"
@@ -162,7 +160,8 @@ def _download(
     try:
         if config.manual_dir:
             _check_manual(builder, config.manual_dir)
-        builder.download_and_prepare(file_format=_ARRAY_RECORD, download_config=config)
+        with _few_retries():
+            builder.download_and_prepare(file_format=_ARRAY_RECORD, download_config=config)
     except ImportError as error:
         if "tensorflow" not in str(error):
             raise
@@ -174,6 +173,16 @@ def _download(
     except (AssertionError, OSError, tfds.download.DownloadError) as error:
         raise OSError(_cannot_prepare(builder, error, name, data_dir)) from error
     return _describe(name, builder, "prepared")
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    # Ten, as tfds has it, take minutes to tell that there is no network. It takes no argument.
+    before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before
 
 
 def _check_manual(builder: tfds.core.DatasetBuilder, folder: str) -> None:

@@ -74,8 +74,8 @@ class OutputCache:
         if content is None or checksum(content) != facts.get("outputs"):
             problem = "missing" if content is None else "damaged"
             raise ValueError(
-                f"{self.folder.address}/{_file(name, part)} is {problem}; run the command that wrote "
-                "it again"
+                f"{self.folder.address}/{_file(name, part)} is {problem}; run the command that "
+                "wrote it again"
             )
         return content
 
