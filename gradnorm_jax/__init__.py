@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from gradnorm_jax.data import array_stream, as_stream, batch_stream
     from gradnorm_jax.data.preprocess import Preprocess
     from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
-    from gradnorm_jax.evaluation.records import Interrupted, Result, Unfinished
+    from gradnorm_jax.evaluation.records import Interrupted, Unfinished
+    from gradnorm_jax.evaluation.report import Result
     from gradnorm_jax.fitted import Fitted, fit
 
 _SUBMODULES = ("metrics", "plots")
@@ -48,7 +49,7 @@ _LAZY = {
     "Fitted": "fitted",
     "Interrupted": "evaluation.records",
     "Preprocess": "data.preprocess",
-    "Result": "evaluation.records",
+    "Result": "evaluation.report",
     "Unfinished": "evaluation.records",
     "array_stream": "data",
     "as_stream": "data",

@@ -20,7 +20,7 @@ _CALLED_WITH_OWN_DERIVATIVE = {
     "custom_jvp_call": "call_jaxpr",
     "custom_vjp_call": "call_jaxpr",
 }
-"""Primitives that call a program too, but are differentiated or recomputed in a way of their own."""
+"""Primitives that call a program too, with a derivative or a use of memory of their own."""
 
 
 def eval_jaxpr(

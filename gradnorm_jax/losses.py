@@ -163,7 +163,8 @@ def _minus_target(scaled: jax.Array, lost: jax.Array, target: jax.Array) -> jax.
     weights = jnp.exp(scaled) * (1 + lost)
     is_largest = jax.nn.one_hot(scaled.argmax(axis=-1), num_classes, dtype=bool)
     others = jnp.where(is_largest, jnp.zeros_like(weights), weights).sum(axis=-1, keepdims=True)
-    total = weights.sum(axis=-1, keepdims=True)
+    # Added to the largest one by one, many small weights would be rounded away.
+    total = others + jnp.where(is_largest, weights, jnp.zeros_like(weights)).sum(-1, keepdims=True)
     p = weights / total
     apart = jnp.where(is_largest & (p > 0.5), (1 - target) - others / total, p - target)
     uniform = np.asarray(1 / num_classes, scaled.dtype)

@@ -30,7 +30,7 @@ def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
         ValueError: the order is below 0.5 or not a number.
     """
     check_order(ord)
-    size = jnp.abs(to_float32_at_least(x))
+    size = _absolute(to_float32_at_least(x))
     axes = tuple(range(1, size.ndim))
     if ord == 1:
         return size.sum(axis=axes)
@@ -61,6 +61,13 @@ def combine_norms(norms: Mapping[str, jax.Array], *, ord: float = 1) -> jax.Arra
     if not norms:
         raise ValueError("norms is empty; give the norm of at least one part")
     return entrywise_norm(jnp.stack(list(norms.values()), axis=1), ord=ord)
+
+
+def _absolute(x: jax.Array) -> jax.Array:
+    """Absolute values, with a derivative of zero at zero, where `jnp.abs` has 1."""
+    if jnp.iscomplexobj(x):
+        return jnp.abs(x)
+    return x * jax.lax.stop_gradient(jnp.sign(x))
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Params = Any
 """A pytree of arrays."""
@@ -71,6 +72,17 @@ def leaves_by_name(params: Params) -> dict[str, Any]:
             f"{listing(tuple(named))}; rename the key with a '/' in it"
         )
     return named
+
+
+def non_finite(params: Params, *, allow_infinity: bool = False) -> list[str]:
+    """The names of the leaves in which a number is NaN or, unless that is allowed, infinite."""
+    test = (lambda x: ~np.isnan(x)) if allow_infinity else np.isfinite
+    return [
+        name
+        for name, leaf in leaves_by_name(params).items()
+        if jnp.issubdtype(getattr(leaf, "dtype", type(leaf)), jnp.inexact)
+        and not test(np.asarray(leaf)).all()
+    ]
 
 
 def selected_paths(params: Params, select: Select = None) -> tuple[str, ...]:

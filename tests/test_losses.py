@@ -97,6 +97,49 @@ def test_cross_entropy_with_uniform_target_differs_by_a_constant():
     np.testing.assert_allclose(difference, np.log(10), rtol=1e-5)
 
 
+@pytest.mark.parametrize("margin", [1.0, 17.0, 50.0])
+def test_gradient_of_cross_entropy_does_not_cancel_in_float32(margin):
+    logits = jnp.asarray(np.random.default_rng(5).normal(size=(3, 1000)), jnp.float32)
+    logits = logits.at[:, 7].set(margin + 4)
+    for target in (jax.nn.one_hot(jnp.full(3, 7), 1000), jax.nn.one_hot(jnp.full(3, 8), 1000)):
+        gradient = jax.grad(lambda z, q: losses.cross_entropy(z, q).sum())(logits, target)
+        with jax.enable_x64(True):
+            wide, q = (jnp.asarray(np.asarray(x, np.float64)) for x in (logits, target))
+            others = jnp.where(q == 1, 0, jax.nn.softmax(wide))
+            residual = jnp.where(q == 1, -others.sum(axis=-1, keepdims=True), others)
+            expected = np.asarray(residual)
+        assert relative_error(gradient, expected) < 1e-6
+        direct = losses.softmax_minus_target(logits, target)
+        assert relative_error(direct, expected) < 1e-6
+
+
+@pytest.mark.parametrize("scale", [0.1, 1.0, 10.0])
+def test_derivatives_of_cross_entropy_are_those_of_plain_autodiff(x64, scale):
+    rng = np.random.default_rng(6)
+    logits, target = jnp.asarray(rng.normal(size=7) * scale), jnp.asarray(rng.random(7))
+
+    def plain(z, q):
+        return -(q * jax.nn.log_softmax(z / 2.0)).sum()
+
+    def ours(z, q):
+        return losses.cross_entropy(z, q, temperature=2.0)
+
+    # Not a distribution, on purpose: the derivative is that of the formula all the same.
+    for q in (target, target / target.sum(), 0 * target, jnp.zeros(7).at[2].set(1.0)):
+        np.testing.assert_allclose(ours(logits, q), plain(logits, q), rtol=1e-13)
+        for derivative, rtol in ((jax.grad, 1e-12), (jax.hessian, 1e-10)):
+            np.testing.assert_allclose(
+                derivative(ours)(logits, q), derivative(plain)(logits, q), rtol=rtol, atol=1e-14
+            )
+    assert not jax.grad(ours, argnums=1)(logits, target).any()
+
+
+def test_targets_of_huge_logits_stay_finite():
+    logits = jnp.array([[1e38, 0.0, -1e38], [3e38, -3e38, 0.0]])
+    residual = losses.softmax_minus_target(logits, jnp.array([[0.0, 1.0, 0.0]] * 2))
+    np.testing.assert_array_equal(residual, [[1, -1, 0]] * 2)
+
+
 def test_cross_entropy_hand_computed():
     logits = jnp.log(jnp.array([3.0, 1.0]))
     one_hot = jnp.array([0.0, 1.0])

@@ -258,3 +258,11 @@ def test_bad_options():
         evaluate_scores([1.0], [0.0], confidence=95)
     with pytest.raises(ValueError, match=r"replicates .* got 0"):
         evaluate_scores([1.0], [0.0], replicates=0)
+
+
+def test_metrics_are_printed_readably():
+    metrics = evaluate_scores([5, 6, 7], [1, 2, 3])
+    assert str(metrics.auroc) == "100.00% (100.00% to 100.00%)"
+    lines = str(metrics).splitlines()
+    assert lines[0] == "auroc                       100.00% (100.00% to 100.00%)"
+    assert len(lines) == 6

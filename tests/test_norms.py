@@ -88,3 +88,44 @@ def test_parts_combine_to_the_whole(order):
 def test_combining_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one part"):
         combine_norms({})
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_derivatives_at_zeros_are_zero(order):
+    x = jnp.array([[0.0, 0.0, 0.0], [0.0, 3.0, -4.0], [1.0, 2.0, 3.0]])
+
+    def total(x):
+        return entrywise_norm(x, ord=order).sum()
+
+    gradient = jax.grad(total)(x)
+    np.testing.assert_array_equal(gradient[0], 0)
+    assert gradient[1][0] == 0
+    assert bool(jnp.isfinite(gradient).all())
+    tangent = jax.jvp(total, (x,), (jnp.ones_like(x),))[1]
+    np.testing.assert_allclose(tangent, gradient.sum(), atol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1.5, 2, 3, 10.0])
+def test_second_derivatives_are_finite_at_zero(order):
+    hessian = jax.hessian(lambda x: entrywise_norm(x[None], ord=order)[0])
+    np.testing.assert_array_equal(hessian(jnp.zeros(3)), 0)
+
+
+@pytest.mark.parametrize("order", [0.5, 0.7, 1.5, 2, 3, 10.0])
+def test_derivatives_are_those_of_the_definition(order, x64):
+    x = jnp.asarray(np.random.default_rng(4).normal(size=(3, 5)))
+
+    def definition(x):
+        return ((jnp.abs(x) ** order).sum(axis=1) ** (1 / order)).sum()
+
+    def ours(x):
+        return entrywise_norm(x, ord=order).sum()
+
+    np.testing.assert_allclose(jax.grad(ours)(x), jax.grad(definition)(x), rtol=1e-12)
+    np.testing.assert_allclose(
+        jax.hessian(ours)(x), jax.hessian(definition)(x), rtol=1e-10, atol=1e-12
+    )
+
+
+def test_integers():
+    np.testing.assert_array_equal(entrywise_norm(jnp.array([[3, -4]]), ord=2), [5])

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +17,9 @@ from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
 
 Example = jax.typing.ArrayLike | jax.ShapeDtypeStruct
 """Images `[B, ...]`, or only their shape and type."""
+
+_NO_FEATURES = cast(jax.Array, None)
+"""The features of a model without a last layer; all who need them need a `Model.head`."""
 
 PickLogits = Callable[[Any], Any]
 """From what a model returns to its logits `[B, C]`."""
@@ -64,8 +67,8 @@ def build_model(
     options = Static((name, find_head), (name, find_head))
     location = jax.eval_shape(_locate, options, picked, variables, images)
     model = Model(jax.tree_util.Partial(_outputs, location, picked), variables, location.head)
-    if location.head is not None and _is_known((picked, variables, images)):
-        _check_outputs(model, location.head, images)
+    if not isinstance(images, jax.ShapeDtypeStruct) and _is_known((picked, variables, images)):
+        _check_outputs(model, images)
     return model
 
 
@@ -92,7 +95,7 @@ def _outputs(
         return {location.entry: _all_entries(*arguments)[location.entry]}
 
     if location.head is None:
-        return Outputs(None, entry(function, variables, images)[location.entry])
+        return Outputs(_NO_FEATURES, entry(function, variables, images)[location.entry])
     # Anew for each shape of images: the program of eight images is not that of one.
     trace, entries = trace_entries(entry, function, variables, images)
     ref = entries[location.entry]
@@ -136,7 +139,10 @@ def _is_known(tree: Any) -> bool:
     )
 
 
-def _check_outputs(model: Model, head: Head, images: jax.Array) -> None:
+def _check_outputs(model: Model, images: jax.Array) -> None:
+    head = model.head
+    if head is None:
+        return
     compared = _compare(model, images)
     if not _is_known(compared):  # all is a constant of a function that is being traced
         return

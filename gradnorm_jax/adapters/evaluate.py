@@ -1,7 +1,7 @@
 """Running a classifier's program in such a way that its features come out beside its logits."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -39,6 +39,7 @@ def _run(program: Program, calls: Sequence[Frame], layer: Layer, *operands: Any)
         return own_rule(equation)(*operands)
 
     def enter(equation: core.JaxprEqn, *operands: Any) -> Any:
+        inner: Callable[..., list[Any]]
         inner = functools.partial(_run, calls[0].program, calls[1:], layer)
         if equation.primitive.name == "remat2":
             options = {name: equation.params[name] for name in ("prevent_cse", "policy")}

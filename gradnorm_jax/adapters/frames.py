@@ -49,6 +49,9 @@ class Ref(NamedTuple):
     frame: Frame
     atom: Any
 
+    def __hash__(self) -> int:  # some literals have none
+        return hash((id(self.frame), id(self.atom)))
+
     @property
     def equation(self) -> core.JaxprEqn | None:
         """What yields it; None for an input, a constant or a literal."""

@@ -15,6 +15,7 @@ from jax.extend import core
 from gradnorm_jax.adapters.frames import Frame, Ref, inputs_of, source
 from gradnorm_jax.adapters.refusals import NoHeadError, refusal, source_line
 from gradnorm_jax.adapters.steps import keeps_entries, reduce_steps, step_of, swaps_axes
+from gradnorm_jax.jaxprs import shape_of
 from gradnorm_jax.tree import Path, show_path
 from gradnorm_jax.types import Head, Step
 
@@ -236,7 +237,7 @@ def _product(trace: Trace, ref: Ref) -> _Product | None:
 def _is_pointwise(equation: core.JaxprEqn, position: int) -> bool:
     """Whether a convolution takes one position of each image to one position."""
     spec, groups = equation.params["dimension_numbers"], equation.params
-    images, kernel = (atom.aval.shape for atom in equation.invars)
+    images, kernel = (shape_of(atom).shape for atom in equation.invars)
     return (
         position == 0
         and groups["feature_group_count"] == groups["batch_group_count"] == 1

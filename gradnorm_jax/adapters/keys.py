@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 _ATOMS = (str, bytes, bool, int, complex, type(None), type(Ellipsis), type, types.ModuleType)
@@ -151,7 +152,7 @@ def _attributes(value: Any) -> tuple[Any, ...]:
 
 def _compares(value: Any) -> bool:
     """Whether a value has an equality of its own, and a hash."""
-    if type(value).__eq__ is object.__eq__:
+    if getattr(type(value), "__eq__", None) is object.__eq__:
         return False
     try:
         hash(value)
@@ -166,10 +167,10 @@ def _freeze_array(array: Any) -> Hashable:
     if isinstance(array, jax.Array):
         if not array.is_fully_addressable:
             return _Identity(array)
-        if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
             return str(array.dtype), _freeze_array(jax.random.key_data(array))
     values = np.asarray(array)
     if values.dtype.hasobject:
         return _Identity(array)
-    digest = hashlib.sha256(np.ascontiguousarray(values)).hexdigest()
+    digest = hashlib.sha256(values.tobytes()).hexdigest()
     return type(array), values.shape, str(values.dtype), getattr(array, "weak_type", False), digest

@@ -7,6 +7,8 @@ import sysconfig
 import traceback
 from collections.abc import Collection
 
+from jax.extend import core
+
 from gradnorm_jax.adapters.frames import Ref, inputs_of
 
 _FRAMEWORKS = ("jax", "jaxlib", "flax", "haiku", "equinox", "keras", "gradnorm_jax")
@@ -77,12 +79,21 @@ def refusal(ref: Ref, data: Collection[Ref], met: str | None = None) -> NoHeadEr
 
 def source_line(ref: Ref) -> str:
     """Where the user's code makes a value: ", FILE:LINE in FUNCTION"; empty if that is unknown."""
-    equation = ref.equation
-    trace = None if equation is None else equation.source_info.traceback
+    equation, frame = ref.equation, ref.frame
+    while equation is not None:
+        line = _own_line(equation)
+        if line or frame.parent is None:
+            return line
+        # The equations of a function that JAX keeps compiled do not say who called it.
+        equation, frame = frame.call, frame.parent
+    return ""
+
+
+def _own_line(equation: core.JaxprEqn) -> str:
+    trace = equation.source_info.traceback
     if trace is None:
         return ""
-    frames = list(traceback.walk_tb(trace.as_python_traceback()))
-    for frame, line in reversed(frames):
+    for frame, line in reversed(list(traceback.walk_tb(trace.as_python_traceback()))):
         code = frame.f_code
         if not _is_framework(code.co_filename):
             return f", {code.co_filename}:{line} in {code.co_name}"
@@ -101,7 +112,7 @@ def _met(ref: Ref, data: Collection[Ref]) -> tuple[str, str]:
             return "a log-softmax", RETURN_LOGITS
         case "div" if made_by[0] in _SPREAD:
             return "a mean over positions (pooling)", WITHOUT_HEAD
-        case "mul" if any(made in _SPREAD for made in made_by):
+        case "mul" if not _SPREAD.keys().isdisjoint(made_by) and not all(map(inputs_of, operands)):
             return "a mean over positions (pooling)", WITHOUT_HEAD
         case "mul" | "div":
             verb = "a multiplication by" if name == "mul" else "a division by"

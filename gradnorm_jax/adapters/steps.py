@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from gradnorm_jax.adapters.frames import Ref
+from gradnorm_jax.jaxprs import shape_of
 from gradnorm_jax.types import Step
 
 _KEEP_ENTRIES = {
@@ -38,7 +39,7 @@ def keeps_entries(ref: Ref) -> int | None:
         return None
     name = equation.primitive.name
     if name in _KEEP_ALL_OR_FEWER:
-        same_size = math.prod(ref.shape) == math.prod(equation.invars[0].aval.shape)
+        same_size = math.prod(ref.shape) == math.prod(_operand_shape(equation))
         return 0 if same_size else None
     if name not in _KEEP_ENTRIES or not jnp.issubdtype(ref.atom.aval.dtype, jnp.floating):
         return None
@@ -49,7 +50,7 @@ def swaps_axes(equation: core.JaxprEqn) -> bool | None:
     """Whether a matrix, which may have axes of length one, is transposed; None if more happens."""
     if equation.primitive.name != "transpose":
         return False
-    order = _order_of_long_axes(equation.invars[0].aval.shape, equation.params["permutation"])
+    order = _order_of_long_axes(_operand_shape(equation), equation.params["permutation"])
     if order == sorted(order):
         return False
     return True if len(order) == 2 else None
@@ -61,7 +62,7 @@ def step_of(ref: Ref) -> list[Step]:
     assert equation is not None
     if equation.primitive.name == "transpose":
         return [("transpose", tuple(equation.params["permutation"]))]
-    return [] if ref.shape == tuple(equation.invars[0].aval.shape) else [("reshape", ref.shape)]
+    return [] if ref.shape == _operand_shape(equation) else [("reshape", ref.shape)]
 
 
 def reduce_steps(shape: Sequence[int], steps: Iterable[Step]) -> tuple[Step, ...]:
@@ -91,6 +92,10 @@ def reduce_steps(shape: Sequence[int], steps: Iterable[Step]) -> tuple[Step, ...
     if kept and kept[-1][0] == "reshape" and shapes[-2][-1:] == shapes[-1][-1:]:
         kept.pop()
     return tuple(kept)
+
+
+def _operand_shape(equation: core.JaxprEqn) -> tuple[int, ...]:
+    return shape_of(equation.invars[0]).shape
 
 
 def _order_of_long_axes(shape: Sequence[int], permutation: Sequence[int]) -> list[int]:

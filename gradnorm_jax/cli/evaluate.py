@@ -12,11 +12,13 @@ import jax.numpy as jnp
 import tyro
 
 from gradnorm_jax.data import as_stream
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess
-from gradnorm_jax.data.stream import DataStream
+from gradnorm_jax.data.source import Source
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import DEFAULT_DETECTORS, evaluate, evaluate_cache
-from gradnorm_jax.evaluation.records import FIT, ID, Result
+from gradnorm_jax.evaluation.records import FIT, ID
+from gradnorm_jax.evaluation.report import Result
 from gradnorm_jax.models import get_architecture, load_model
 from gradnorm_jax.progress import Track
 from gradnorm_jax.references import is_reference, load_reference
@@ -129,8 +131,10 @@ def run_evaluate(
     if options.model is None or options.id is None:
         raise ValueError("--model and --id must be given, or --from-cache")
     process = _find_process(options)
+    sources = _open_sources(options)
     model, preprocess, label_offset = _load(options)
-    streams = _open_streams(options, preprocess)
+    decoding = {"workers": options.workers, "worker_processes": options.worker_processes}
+    streams = {name: as_stream(source, preprocess, **decoding) for name, source in sources.items()}
     return evaluate(
         model,
         streams.pop(ID),
@@ -183,7 +187,11 @@ def _build(options: EvaluateOptions) -> tuple[Model, Any]:
     build = load_reference(name)
     if not callable(build):
         raise ValueError(f"{name} must be a function that returns a Model, got {build!r}")
-    parameters = inspect.signature(build).parameters
+    parameters = {
+        key: parameter
+        for key, parameter in inspect.signature(build).parameters.items()
+        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    }
     arguments: dict[str, Any] = {}
     if "dtype" in parameters:
         arguments["dtype"] = jnp.dtype(options.dtype)
@@ -207,23 +215,17 @@ def _build(options: EvaluateOptions) -> tuple[Model, Any]:
     return model, get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
 
 
-def _open_streams(options: EvaluateOptions, preprocess: Preprocess) -> dict[str, DataStream]:
+def _open_sources(options: EvaluateOptions) -> dict[str, Source]:
     """The data sets that are given, in-distribution first; of those missing, all are named."""
-    streams, missing = {}, []
+    sources, missing = {}, []
     for name, spec in _name_data(options).items():
         try:
-            streams[name] = as_stream(
-                spec,
-                preprocess,
-                data_dir=options.data_dir,
-                workers=options.workers,
-                worker_processes=options.worker_processes,
-            )
+            sources[name] = open_source(spec, options.data_dir)
         except FileNotFoundError as error:
             missing.append(str(error))
     if missing:
         raise FileNotFoundError("; ".join(missing))
-    return streams
+    return sources
 
 
 def _name_data(options: EvaluateOptions) -> dict[str, str]:

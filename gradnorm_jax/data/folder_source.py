@@ -2,10 +2,10 @@
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath, PurePosixPath
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
 
-from gradnorm_jax.data.source import Record, hash_records
+from gradnorm_jax.data.source import Record, hash_facts
 from gradnorm_jax.data.stream import UNKNOWN
 
 IMAGE_EXTENSIONS = frozenset(
@@ -22,7 +22,9 @@ class FileSource:
         root: the folder.
         ids: the files' paths relative to it, with forward slashes.
         labels: their classes, -1 where unknown.
-        ignored: the files that were passed over because their names are not those of images.
+        ignored: the files that were passed over because their names are not those of images, or
+            because they are no regular files.
+        classes: how many class folders the labels are the positions of; None if they are given.
     """
 
     name: str
@@ -30,6 +32,7 @@ class FileSource:
     ids: Sequence[str] = dataclasses.field(repr=False)
     labels: Sequence[int] = dataclasses.field(repr=False)
     ignored: Sequence[str] = dataclasses.field(default=(), repr=False)
+    classes: int | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -41,19 +44,21 @@ class FileSource:
         return Record(file, self.labels[index], (self.root / file).read_bytes())
 
     def fingerprint(self) -> str:
-        """A hash of the ids and labels of all files, and of the contents of 64 spread evenly.
+        """A hash of the ids, labels, sizes and modification times of all files; none is read.
 
-        It is cheap, and does not see a single file whose content has changed.
+        Copies of the files are other files unless their times are copied too, as by `cp -p`.
         """
-        spread = sorted({i * (len(self) - 1) // 63 for i in range(64)})
-        return hash_records([self.ids, self.labels], map(self.__getitem__, spread))
+        stats = [os.stat(self.root / file) for file in self.ids]
+        versions = [(each.st_size, each.st_mtime_ns) for each in stats]
+        return hash_facts([self.ids, self.labels, versions])
 
 
 def folder_source(path: str | os.PathLike[str]) -> FileSource:
     """All images in a folder and its subfolders, in the order of their relative paths.
 
-    Files whose names do not end in one of `IMAGE_EXTENSIONS`, and hidden ones (names that start
-    with a dot, and all below a hidden folder), are listed in `ignored`.
+    Files whose names do not end in one of `IMAGE_EXTENSIONS`, hidden ones (names that start with a
+    dot, and all below a hidden folder), and what is no regular file (a pipe, a link to nothing) are
+    listed in `ignored`.
 
     Labels are the positions of the class folders, the first level of subfolders, in sorted order;
     one without images counts too, so that it does not shift the others. Labels are unknown when
@@ -63,8 +68,7 @@ def folder_source(path: str | os.PathLike[str]) -> FileSource:
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it is not a folder, holds no image, holds one whose name is not UTF-8, or links
-            back to itself.
+        ValueError: it is not a folder, holds no image, or links back to itself.
         OSError: a subfolder cannot be read.
     """
     root = Path(path).expanduser()
@@ -72,30 +76,40 @@ def folder_source(path: str | os.PathLike[str]) -> FileSource:
         raise FileNotFoundError(f"the image folder {root} does not exist")
     if not root.is_dir():
         raise ValueError(f"{root} is not a folder: give a folder of images, or csv:PATH for a list")
-    files = sorted(_relative_files(root))
-    ids = tuple(file for file in files if is_image(file))
+    regular = dict(sorted(_relative_files(root)))
+    files = list(regular)
+    ids = tuple(file for file in files if is_image(file) and regular[file])
     if not ids:
         raise ValueError(
             f"the folder {root} holds no image: none of its {len(files)} files has a name ending "
             f"in {', '.join(sorted(IMAGE_EXTENSIONS))}"
         )
-    unreadable = [ascii(file) for file in ids if not _is_utf8(file)]
-    if unreadable:
-        raise ValueError(f"{root} holds names that are not UTF-8: rename {some(unreadable)}")
-    ignored = tuple(file for file in files if not is_image(file))
-    return FileSource(root.resolve().name, root, ids, _folder_labels(root, ids), ignored)
+    ignored = tuple(file for file in files if not (is_image(file) and regular[file]))
+    labels, classes = _folder_labels(root, ids)
+    return FileSource(root.resolve().name, root, ids, labels, ignored, classes)
 
 
-def _relative_files(root: Path) -> Iterator[str]:
-    def fail(error: OSError) -> None:
-        # By default os.walk passes over folders that it cannot read.
-        raise error
+def _relative_files(root: Path) -> Iterator[tuple[str, bool]]:
+    """What is below a folder, and whether it is a regular file; reading others may never end."""
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        if below and os.path.islink(root / below) and _is_inside_itself(root / below):
+            raise ValueError(f"{root / below} links back to a folder that holds it: remove the link")
+        with os.scandir(root / below) as entries:
+            for entry in entries:
+                if _holds(entry.is_dir):
+                    folders.append(f"{below}{entry.name}/")
+                else:
+                    yield f"{below}{entry.name}", _holds(entry.is_file)
 
-    for folder, _, names in os.walk(root, onerror=fail, followlinks=True):
-        if os.path.islink(folder) and _is_inside_itself(Path(folder)):
-            raise ValueError(f"{folder} links back to a folder that holds it: remove the link")
-        below = PurePath(folder).relative_to(root)
-        yield from ((below / name).as_posix() for name in names)
+
+def _holds(test: Callable[[], bool]) -> bool:
+    # Links that lead round in circles are an error of the system.
+    try:
+        return test()
+    except OSError:
+        return False
 
 
 def _is_inside_itself(folder: Path) -> bool:
@@ -110,17 +124,13 @@ def is_image(file: str) -> bool:
     return path.suffix.lower() in IMAGE_EXTENSIONS and not hidden
 
 
-def _is_utf8(file: str) -> bool:
-    # Python stands in lone surrogates for bytes that are not; no file of results could hold them.
-    return not any("\ud800" <= character <= "\udfff" for character in file)
-
-
-def _folder_labels(root: Path, ids: Sequence[str]) -> tuple[int, ...]:
+def _folder_labels(root: Path, ids: Sequence[str]) -> tuple[tuple[int, ...], int | None]:
+    """The labels, and the number of class folders if these tell them."""
     folders = sorted(x.name for x in root.iterdir() if x.is_dir() and not x.name.startswith("."))
     if len(folders) < 2 or any("/" not in file for file in ids):
-        return (UNKNOWN,) * len(ids)
+        return (UNKNOWN,) * len(ids), None
     classes = {folder: label for label, folder in enumerate(folders)}
-    return tuple(classes[file.partition("/")[0]] for file in ids)
+    return tuple(classes[file.partition("/")[0]] for file in ids), len(classes)
 
 
 def some(names: Sequence[str]) -> str:

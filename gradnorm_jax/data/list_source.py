@@ -2,18 +2,25 @@
 
 import collections
 import csv
+import itertools
 import os
-from pathlib import Path, PurePosixPath
+import posixpath
+import re
+from pathlib import Path
 
 from gradnorm_jax.data.folder_source import FileSource, some
 from gradnorm_jax.data.stream import UNKNOWN
+
+
+_COLUMNS = {"file": "file", "files": "file", "label": "label", "labels": "label"}
 
 
 def csv_source(path: str | os.PathLike[str]) -> FileSource:
     """The images listed in a CSV file, in its order.
 
     It has a header and a column `file`, and may have a column `label` of integers: classes from 0,
-    or -1 for unknown. Other columns are ignored. Files are relative to the folder that has the CSV
+    or -1 for unknown. `File`, `files` and `labels` are these columns too, and spaces after commas
+    do not count. Other columns are ignored. Files are relative to the folder that has the CSV
     file's name without its ending (`id_val/` beside `id_val.csv`) if the first of them is there,
     otherwise to the folder that the CSV file is in.
 
@@ -65,15 +72,17 @@ def _listed_source(
     if not rows:
         raise ValueError(f"{path} lists no image")
     files, labels = zip(*rows, strict=True)
-    ids = tuple(PurePosixPath(file).as_posix() for file in files)
-    twice = [file for file, count in collections.Counter(ids).items() if count > 1]
-    if twice:
-        raise ValueError(f"{path} lists {some(twice)} more than once: list every file once")
+    ids = tuple(posixpath.normpath(file) for file in files)
     beside = path.with_suffix("")
     if root is not None:
         root = Path(root).expanduser()
     else:
         root = beside if (beside / ids[0]).is_file() else path.parent
+    # By whatever spelling.
+    places = collections.Counter(os.path.normpath(root / file) for file in ids)
+    twice = [os.path.relpath(place, root) for place, count in places.items() if count > 1]
+    if twice:
+        raise ValueError(f"{path} lists {some(twice)} more than once: list every file once")
     missing = [file for file in ids if not (root / file).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -88,22 +97,35 @@ def _read_csv(path: Path) -> list[tuple[str, int]]:
     try:
         # Spreadsheets write a byte order mark, which would become part of the first column's name.
         with path.open(newline="", encoding="utf-8-sig") as lines:
-            reader = csv.DictReader(lines)
-            columns = reader.fieldnames or ()
-            rows = [(reader.line_num, row) for row in reader]
+            reader = csv.reader(lines, skipinitialspace=True)
+            header = next(reader, [])
+            rows = [(reader.line_num, row) for row in reader if row]
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from error
+    columns = [_COLUMNS.get(name.strip().lower(), "") for name in header]
     if "file" not in columns:
         raise ValueError(
-            f"{path} has no column 'file' but {', '.join(map(repr, columns)) or 'no columns'}: its "
+            f"{path} has no column 'file' but {', '.join(map(repr, header)) or 'no columns'}: its "
             "first line must read file,label or file"
         )
+    if columns.count("file") > 1 or columns.count("label") > 1:
+        raise ValueError(
+            f"{path} has two columns that may be 'file' or 'label', {', '.join(map(repr, header))}: "
+            "remove one"
+        )
+    for line, row in rows:
+        if len(row) > len(columns):
+            raise ValueError(
+                f"{path}, line {line} has {len(row)} entries, but there are {len(columns)} columns: "
+                "put quotes around a name with a comma"
+            )
+    named = [(line, dict(itertools.zip_longest(columns, row))) for line, row in rows]
     return [
         (
             _check_file(row["file"], path, line),
             _to_label(row.get("label", str(UNKNOWN)), path, line),
         )
-        for line, row in rows
+        for line, row in named
     ]
 
 
@@ -116,6 +138,8 @@ def _read_list(path: Path) -> list[tuple[str, int]]:
     rows = []
     for number, line in enumerate(lines, 1):
         file, *label = line.strip().rsplit(maxsplit=1) or [""]
+        if number == 1 and "," in line and label and not _is_integer(label[0]):
+            raise ValueError(f"{path} seems to be a CSV file: give it as csv:{path}")
         if file:
             rows.append((file, _to_label(label[0] if label else None, path, number)))
     return rows
@@ -128,13 +152,14 @@ def _check_file(file: str | None, path: Path, line: int) -> str:
 
 
 def _to_label(text: str | None, path: Path, line: int) -> int:
-    try:
-        label = int(text)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        label = UNKNOWN - 1
+    label = int(text) if text is not None and _is_integer(text) else UNKNOWN - 1
     if not UNKNOWN <= label < 2**31:
         raise ValueError(
             f"{path}, line {line}: the label {text!r} is not a class number 0, 1, ... or -1 for "
             "unknown"
         )
     return label
+
+
+def _is_integer(text: str) -> bool:
+    return re.fullmatch(r"\s*[+-]?[0-9]{1,20}\s*", text) is not None

@@ -40,10 +40,12 @@ class Source(Protocol):
         """A hash that tells it from other sources, and from other versions of itself."""
 
 
+def hash_facts(facts: object) -> str:
+    """The SHA-256, in hexadecimal digits, of facts (JSON)."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
 def hash_records(facts: object, records: Iterable[Record]) -> str:
     """The SHA-256, in hexadecimal digits, of facts (JSON) and of whole records."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    for record in records:
-        digest.update(json.dumps([record.id, record.label]).encode())
-        digest.update(hashlib.sha256(record.data).digest())
-    return digest.hexdigest()
+    contents = [(each.id, each.label, hashlib.sha256(each.data).hexdigest()) for each in records]
+    return hash_facts([facts, contents])

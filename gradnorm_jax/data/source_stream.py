@@ -56,6 +56,7 @@ def source_stream(
         length=len(source),
         identity=lambda: {"inputs": len(source), "sha256": source.fingerprint()},
         ignored=source.ignored,
+        classes=getattr(source, "classes", None),
     )
 
 

@@ -59,12 +59,15 @@ class DataStream:
         length: the number of positions; None if that is not known before all have been read.
         identity: describes the data set, as JSON, so that no other is mistaken for it.
         ignored: files that were passed over because their names are not those of images.
+        classes: how many classes there are if labels are positions among them, as those of class
+            folders are; None if labels are given as numbers.
     """
 
     batches: Callable[[BatchSchedule], Iterator[HostBatch]]
     length: int | None
     identity: Callable[[], dict[str, Any]]
     ignored: Sequence[str] = ()
+    classes: int | None = None
 
 
 def to_host_batch(

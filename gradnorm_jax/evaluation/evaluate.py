@@ -13,24 +13,24 @@ from gradnorm_jax.data.preprocess import Prepare, get_preprocess
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded
 from gradnorm_jax.detectors import Detector, parse_detectors
-from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.loop import Execution, Run, fit_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
     FIT,
     ID,
-    Result,
     ScoreTable,
     Unfinished,
     known_accuracy,
 )
+from gradnorm_jax.evaluation.report import Result
 from gradnorm_jax.evaluation.run_config import (
     CONFIG,
     claim_folder,
     describe_run,
     read_config,
 )
-from gradnorm_jax.evaluation.step import States, place_model
+from gradnorm_jax.evaluation.sinks import write_report
+from gradnorm_jax.evaluation.step import States, check_parameters, place_model
 from gradnorm_jax.evaluation.storage import Folder, open_folder
 from gradnorm_jax.metrics import evaluate_scores
 from gradnorm_jax.progress import Track, show_progress
@@ -120,9 +120,9 @@ def evaluate(
     """
     chosen = parse_detectors(detectors)
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    _check_names(ood_data)
     streams = {
-        key: as_stream(data, prepare, name=key)
-        for key, data in _check_names({ID: id_data, **ood_data}).items()
+        key: as_stream(data, prepare, name=key) for key, data in {ID: id_data, **ood_data}.items()
     }
     if fit is not None and (cache or any(d.fit for d in chosen)):
         streams[FIT] = as_stream(fit, prepare, name=FIT)
@@ -203,6 +203,7 @@ def fit_states(
     """What detectors learn from training data, by their names, in memory; see `evaluate`."""
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     stream = as_stream(data, prepare, name=FIT)
+    check_parameters(model)
     placed, placement = place_model(model)
     schedule = _make_schedule(batch_size, placement.mesh.size, [stream], (0, 1))
     with show_progress(progress) as track:
@@ -235,6 +236,10 @@ def _evaluate(
     if not runnable:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
         raise ValueError(f"none of the detectors can be run: {reasons}")
+    for name, stream in streams.items():
+        if stream.length == 0:
+            raise ValueError(f"{name} holds no input; give at least one")
+    check_parameters(model)
     placed, placement = place_model(model, mesh)
     schedule = _make_schedule(batch_size, placement.mesh.size, streams.values(), process)
     folder = None if out is None else open_folder(out)
@@ -265,7 +270,7 @@ def _evaluate(
         if folder is not None:
             if kept is not None:
                 write_head(folder, model)
-            report.write_report(folder, result)
+            write_report(folder, result)
     return result
 
 
@@ -313,10 +318,12 @@ def _make_schedule(
     return BatchSchedule(batch_size, max(1, PART_SIZE // batch_size), *process)
 
 
-def _check_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    if len(data) < 2:
+def _check_names(data: Mapping[str, Any]) -> None:
+    if not isinstance(data, Mapping):
+        raise ValueError(f"ood_data must be {{name: data}}, got a {type(data).__name__}")
+    if not data:
         raise ValueError("no OOD set is given; give at least one, as {name: data}")
-    seen = {FIT}
+    seen = {FIT, ID.lower()}
     for name in data:
         if (
             not isinstance(name, str)
@@ -330,7 +337,6 @@ def _check_names(data: Mapping[str, Any]) -> Mapping[str, Any]:
         if name.lower() in seen:
             raise ValueError(f"OOD set name {name!r} is taken; give each set a name of its own")
         seen.add(name.lower())
-    return data
 
 
 def _check_options(

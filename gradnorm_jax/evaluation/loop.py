@@ -90,7 +90,7 @@ def score(
     """The scored batches that the schedule takes, with one always under way on the devices.
 
     Raises:
-        ValueError: a score is not finite, or too many inputs cannot be used.
+        ValueError: a score is not finite, too many inputs cannot be used, or there are none.
         Interrupted: `execution.should_stop` said so.
     """
     schedule, placement = execution.schedule, execution.placement
@@ -110,13 +110,19 @@ def score(
         return batch._replace(data=None), scored
 
     excluded: list[Excluded] = []
+    is_empty = schedule.takes(0)
     batches = execution.track(stream.batches(schedule), name, total)
     for batch, scored in one_ahead(map(start, batches)):
+        is_empty = is_empty and not (len(batch.positions) or batch.excluded)
+        if is_empty:
+            break
         excluded += batch.excluded
         check_excluded(name, excluded, stream.length, execution.max_undecodable)
         yield _to_scored_batch(name, batch, scored, detectors)
         if execution.should_stop():
             raise Interrupted("stopped; run the same command again to resume")
+    if is_empty:
+        raise ValueError(f"{name} holds no input; give at least one")
 
 
 def one_ahead(started: Iterable[Item]) -> Iterator[Item]:
@@ -144,24 +150,27 @@ def _to_scored_batch(
     if scored is None:
         scores = {detector.name: np.zeros(0, np.float32) for detector in detectors}
     else:
-        found, values = jax.device_get((scored.predictions, scored.scores))
+        found, values, finite = jax.device_get((scored.predictions, scored.scores, scored.finite))
+        problem = f"the network's input, features or logits are not finite on {name}"
+        _check_finite(problem, batch.ids, finite[mask])
         predictions = found[mask].astype(np.int32)
         scores = {key: value[mask] for key, value in values.items()}
     table = ScoreTable(
         batch.positions, batch.ids, batch.labels, predictions, scores, batch.excluded
     )
-    _check_finite(name, table)
+    for detector, column in scores.items():
+        problem = f"{detector} gives scores that are not finite on {name}"
+        _check_finite(problem, table.ids, np.isfinite(column))
     return ScoredBatch(batch.number, mask, table, None if scored is None else scored.outputs)
 
 
-def _check_finite(name: str, table: ScoreTable) -> None:
-    for detector, values in table.scores.items():
-        bad = list(itertools.compress(table.ids, ~np.isfinite(values)))
-        if bad:
-            raise ValueError(
-                f"{detector} gives scores that are not finite on {name}, for {len(bad)} inputs of "
-                f"a batch ({', '.join(bad[:5])}): check the weights and the preprocessing"
-            )
+def _check_finite(problem: str, ids: Sequence[str], finite: np.ndarray) -> None:
+    if not finite.all():
+        bad = list(itertools.compress(ids, ~finite))
+        raise ValueError(
+            f"{problem}, for {len(bad)} inputs of a batch ({', '.join(bad[:5])}): check the data, "
+            "the weights and the preprocessing"
+        )
 
 
 def initial_statistics(fits: Mapping[str, Fit], model: Model) -> Statistics:
@@ -198,9 +207,9 @@ def score_data(
     sink: Sink = MemorySink()
     if run.folder is not None:
         table = read_table(run.folder, name, schedule.part_size)
-        if table is not None:
-            return _checked(run, name, stream, table)
         sink = FolderSink(run.folder, name, schedule, run.cache)
+        if table is not None and sink.holds_all():
+            return _checked(run, name, stream, table)
     for batch in score(name, stream, run.model, states, detectors, _without(run, sink.done())):
         sink.write(batch)
     table = sink.finish()
@@ -223,15 +232,16 @@ def fit_data(
         sink = FolderSink(run.folder, FIT, run.execution.schedule, run.cache)
         complete, done, statistics = files.load(sink.done())
     if not complete:
-        batch = None
+        batches = (max(done, default=-1) + 1) * run.execution.schedule.batches_per_part
         for batch in score(FIT, stream, run.model, {}, (), _without(run, done)):
             statistics = update_statistics(fits, statistics, batch)
             sink.write(batch)
             if files is not None:
-                files.save(batch.number + 1, statistics)
+                batches = batch.number + 1
+                files.save(batches, statistics)
         table = sink.finish()
         if files is not None:
-            files.save(0 if batch is None else batch.number + 1, statistics, complete=True)
+            files.save(batches, statistics, complete=True)
     if files is not None:
         merge = functools.partial(merge_statistics, fits)
         statistics = files.merged(merge, run.wait_seconds, run.execution.should_stop)

@@ -1,6 +1,5 @@
-"""What an evaluation yields: scores per input, metrics per detector and OOD set."""
+"""Scores as they come, batch by batch, and as tables."""
 
-import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -8,7 +7,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradnorm_jax.data.stream import Excluded
-from gradnorm_jax.metrics import Metrics
 from gradnorm_jax.types import Outputs
 
 ID = "ID"
@@ -59,59 +57,6 @@ class ScoredBatch(NamedTuple):
     mask: np.ndarray
     table: ScoreTable
     outputs: Outputs | None
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """How well detectors tell an in-distribution set from out-of-distribution sets.
-
-    `print(result)` shows the table of the paper; so does a notebook. `result["gradnorm", "svhn"]`
-    are the metrics of a detector on an OOD set, each with its interval:
-    `result["gradnorm", "svhn"].auroc.value`.
-
-    Attributes:
-        tables: scores of the in-distribution inputs under the name "ID", then of each OOD set.
-        metrics: by detector and OOD set.
-        accuracy: fraction of ID inputs with a known label that is predicted; None if none is known.
-        not_run: why a detector was left out, by its name.
-        fit_excluded: the training inputs that could not be used.
-    """
-
-    tables: Mapping[str, ScoreTable]
-    metrics: Mapping[str, Mapping[str, Metrics]]
-    accuracy: float | None = None
-    not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fit_excluded: Sequence[Excluded] = ()
-
-    def __getitem__(self, key: tuple[str, str]) -> Metrics:
-        """The metrics of `(detector, OOD set)`; KeyError that lists both if there are none."""
-        detector, name = key
-        if detector not in self.metrics or name not in self.metrics[detector]:
-            raise KeyError(
-                f"no metrics of {key}; detectors: {', '.join(self.metrics)}; OOD sets: "
-                f"{', '.join(name for name in self.tables if name != ID)}"
-            )
-        return self.metrics[detector][name]
-
-    @property
-    def scores(self) -> dict[tuple[str, str], np.ndarray]:
-        """Scores `[N]` by detector and data set, `result.scores["gradnorm", "ID"]`."""
-        return {
-            (detector, name): scores
-            for name, table in self.tables.items()
-            for detector, scores in table.scores.items()
-        }
-
-    def __str__(self) -> str:
-        """The table of the paper, and what it leaves out, as plain text."""
-        from gradnorm_jax.evaluation import report
-
-        return report.to_text(self)
-
-    def _repr_html_(self) -> str:
-        from gradnorm_jax.evaluation import report
-
-        return report.to_html(self)
 
 
 def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:

@@ -1,10 +1,9 @@
-"""The results for people and programs: tables for terminal, notebook and Markdown; files."""
+"""The result of an evaluation, and its tables for terminal, notebook, Markdown and programs."""
 
 import dataclasses
 import html
 import io
-import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -13,10 +12,8 @@ import rich.console
 import rich.table
 import rich.text
 
-from gradnorm_jax import plots
 from gradnorm_jax.data.stream import Excluded
-from gradnorm_jax.evaluation.records import FIT, ID, Result
-from gradnorm_jax.evaluation.storage import Folder, to_json
+from gradnorm_jax.evaluation.records import FIT, ID, ScoreTable
 from gradnorm_jax.metrics import Estimate, Metrics
 
 HEADLINE = {
@@ -37,6 +34,55 @@ CAPTION = (
     "likewise; higher scores mean more in-distribution."
 )
 _LISTED = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """How well detectors tell an in-distribution set from out-of-distribution sets.
+
+    `print(result)` shows the table of the paper; so does a notebook. `result["gradnorm", "svhn"]`
+    are the metrics of a detector on an OOD set, each with its interval:
+    `result["gradnorm", "svhn"].auroc.value`.
+
+    Attributes:
+        tables: scores of the in-distribution inputs under the name "ID", then of each OOD set.
+        metrics: by detector and OOD set.
+        accuracy: fraction of ID inputs with a known label that is predicted; None if none is known.
+        not_run: why a detector was left out, by its name.
+        fit_excluded: the training inputs that could not be used.
+    """
+
+    tables: Mapping[str, ScoreTable]
+    metrics: Mapping[str, Mapping[str, Metrics]]
+    accuracy: float | None = None
+    not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    fit_excluded: Sequence[Excluded] = ()
+
+    def __getitem__(self, key: tuple[str, str]) -> Metrics:
+        """The metrics of `(detector, OOD set)`; KeyError that lists both if there are none."""
+        detector, name = key
+        if detector not in self.metrics or name not in self.metrics[detector]:
+            raise KeyError(
+                f"no metrics of {key}; detectors: {', '.join(self.metrics)}; OOD sets: "
+                f"{', '.join(name for name in self.tables if name != ID)}"
+            )
+        return self.metrics[detector][name]
+
+    @property
+    def scores(self) -> dict[tuple[str, str], np.ndarray]:
+        """Scores `[N]` by detector and data set, `result.scores["gradnorm", "ID"]`."""
+        return {
+            (detector, name): scores
+            for name, table in self.tables.items()
+            for detector, scores in table.scores.items()
+        }
+
+    def __str__(self) -> str:
+        """The table of the paper, and what it leaves out, as plain text."""
+        return to_text(self)
+
+    def _repr_html_(self) -> str:
+        return to_html(self)
 
 
 class Table(NamedTuple):
@@ -166,35 +212,8 @@ def summary(result: Result) -> str:
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def write_report(folder: Folder, result: Result) -> None:
-    """Writes metrics (JSON), the report (Markdown) and histograms (PNG)."""
-    folder.write("metrics.json", to_json(_to_dict(result)))
-    folder.write("report.md", summary(result).encode())
-    try:
-        figure = plots.histogram_grid(
-            {detector: _scores_by_set(result, detector) for detector in result.metrics},
-            titles={
-                (detector, name): f"{detector}, AUROC {100 * cell.auroc.value:.2f} %"
-                for detector, cells in result.metrics.items()
-                for name, cell in cells.items()
-            },
-        )
-    except ModuleNotFoundError:
-        logging.getLogger(__name__).warning(
-            "histograms.png is left out because matplotlib is not installed: "
-            "pip install 'gradnorm-jax[plots]'"
-        )
-        return
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    folder.write("histograms.png", image.getvalue())
-
-
-def _scores_by_set(result: Result, detector: str) -> dict[str, np.ndarray]:
-    return {name: table.scores[detector] for name, table in result.tables.items()}
-
-
-def _to_dict(result: Result) -> dict[str, Any]:
+def to_dict(result: Result) -> dict[str, Any]:
+    """All metrics and exclusions, as JSON."""
     return {
         "accuracy": result.accuracy,
         "inputs": {name: len(table.ids) for name, table in result.tables.items()},

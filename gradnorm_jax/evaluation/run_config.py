@@ -48,7 +48,7 @@ def describe_run(
         "weights_sha256": _hash_arrays(model),
         "data": {name: stream.identity() for name, stream in streams.items()},
         "detectors": {d.name: _describe_detector(d) for d in detectors},
-        "preprocess": preprocess.name if isinstance(preprocess, Preprocess) else _name(preprocess),
+        "preprocess": _describe_preprocess(preprocess),
         **facts,
         "versions": {
             "python": platform.python_version(),
@@ -61,6 +61,13 @@ def describe_run(
 def _describe_detector(detector: Detector) -> dict[str, Any]:
     options = {name: repr(value) for name, value in dict(detector.options).items()}
     return {"score": _name(detector.score_fn), "options": options}
+
+
+def _describe_preprocess(preprocess: Prepare) -> dict[str, Any] | str | None:
+    if not isinstance(preprocess, Preprocess):
+        return _name(preprocess)
+    names = ("name", "size", "mean", "std")
+    return {name: getattr(preprocess, name) for name in names}
 
 
 def _name(function: Any) -> str | None:

@@ -6,6 +6,8 @@ share a run by taking different parts. A data set ends with its first part that 
 """
 
 import dataclasses
+import io
+import logging
 import time
 from collections.abc import Callable
 from typing import Protocol
@@ -13,6 +15,7 @@ from typing import Protocol
 import jax
 import numpy as np
 
+from gradnorm_jax import plots
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.evaluation.output_cache import OutputCache
 from gradnorm_jax.evaluation.records import (
@@ -22,6 +25,7 @@ from gradnorm_jax.evaluation.records import (
     Statistics,
     concatenate,
 )
+from gradnorm_jax.evaluation.report import Result, summary, to_dict
 from gradnorm_jax.evaluation.storage import (
     Folder,
     damage_errors,
@@ -32,6 +36,7 @@ from gradnorm_jax.evaluation.storage import (
     part_file,
     read_table,
     rows_folder,
+    to_json,
 )
 
 SAVE_SECONDS = 60.0
@@ -94,6 +99,10 @@ class FolderSink:
         """The parts that are there."""
         parts = list_parts(self._folder, rows_folder(self._name))
         return parts & self._cache.parts(self._name) if self._cache else parts
+
+    def holds_all(self) -> bool:
+        """Whether no part whose rows are there lacks its features and logits."""
+        return self.done() == list_parts(self._folder, rows_folder(self._name))
 
     def write(self, batch: ScoredBatch) -> None:
         """Takes a batch, and writes the part that is finished by it."""
@@ -205,3 +214,31 @@ class StatisticsFiles:
 
     def _file(self, process: int) -> str:
         return f"statistics/{process:05}-of-{self.schedule.processes:05}.safetensors"
+
+
+def write_report(folder: Folder, result: Result) -> None:
+    """Writes metrics (JSON), the report (Markdown) and histograms (PNG)."""
+    folder.write("metrics.json", to_json(to_dict(result)))
+    folder.write("report.md", summary(result).encode())
+    try:
+        figure = plots.histogram_grid(
+            {detector: _scores_by_set(result, detector) for detector in result.metrics},
+            titles={
+                (detector, name): f"{detector}, AUROC {100 * cell.auroc.value:.2f} %"
+                for detector, cells in result.metrics.items()
+                for name, cell in cells.items()
+            },
+        )
+    except ModuleNotFoundError:
+        logging.getLogger(__name__).warning(
+            "histograms.png is left out because matplotlib is not installed: "
+            "pip install 'gradnorm-jax[plots]'"
+        )
+        return
+    image = io.BytesIO()
+    figure.savefig(image, format="png", dpi=120)
+    folder.write("histograms.png", image.getvalue())
+
+
+def _scores_by_set(result: Result, detector: str) -> dict[str, np.ndarray]:
+    return {name: table.scores[detector] for name, table in result.tables.items()}

@@ -5,11 +5,13 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gradnorm_jax.data.preprocess import Prepare, to_network_input
 from gradnorm_jax.detectors import Batch, Detector
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, map_batch, replicated
+from gradnorm_jax.tree import listing, non_finite
 from gradnorm_jax.types import Model, Outputs
 
 States = Mapping[str, Any]
@@ -23,11 +25,15 @@ class Scored(NamedTuple):
         predictions: `[B]`, the largest logit of each input.
         scores: `[B]` by detector.
         outputs: features `[B, D]` and logits `[B, C]`.
+        finite: `[B]`, whether the network's input, the features and the logits are. Inside of the
+            network this sees nothing: XLA for CPUs turns NaN into 0 where it compiles a rectifier
+            and a mean into one loop.
     """
 
     predictions: jax.Array
     scores: dict[str, jax.Array]
     outputs: Outputs
+    finite: jax.Array
 
 
 class Placement(NamedTuple):
@@ -96,11 +102,34 @@ def score_batch(
             inputs = to_network_input(data, preprocess)
             batch = Batch(inputs, model(inputs))
         scores = {d.name: d.score(states.get(d.name), model, batch) for d in detectors}
-        return Scored(batch.outputs.logits.argmax(axis=-1), scores, batch.outputs)
+        finite = _finite_rows((batch.images, batch.outputs))
+        return Scored(batch.outputs.logits.argmax(axis=-1), scores, batch.outputs, finite)
 
     if placement.params_are_split:
         return score_slice((model, states), data)
     return map_batch(score_slice, placement.mesh)((model, states), data)
+
+
+def _finite_rows(arrays: Any) -> jax.Array:
+    rows = [
+        jnp.isfinite(x).reshape(len(x), -1).all(axis=1)
+        for x in jax.tree.leaves(arrays)
+        if jnp.issubdtype(x.dtype, jnp.inexact)
+    ]
+    return functools.reduce(jnp.logical_and, rows)
+
+
+def check_parameters(model: Model) -> None:
+    """Raises ValueError that names the parameters in which a number is not finite.
+
+    Of other arrays, such as batch statistics and masks, none may be NaN.
+    """
+    bad = [*non_finite(model.params), *non_finite(model.state, allow_infinity=True)]
+    if bad:
+        raise ValueError(
+            f"the model's arrays hold numbers that are not finite: {listing(bad)}; training has "
+            "diverged, or they were loaded from a damaged file"
+        )
 
 
 def put_batch(data: Any, placement: Placement) -> Any:

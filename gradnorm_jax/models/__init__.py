@@ -1,11 +1,12 @@
 """The networks known by name: how to build them, load their weights, and feed them."""
 
 import dataclasses
+import difflib
 import functools
 import os
 import re
 from collections.abc import Callable, Mapping
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -80,11 +81,20 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the name is unknown; the file cannot be read; or its keys and shapes are not
-            exactly those of the network.
+        ValueError: the name is unknown; the file cannot be read; its keys and shapes are not
+            exactly those of the network; or a number in it is not finite.
     """
     architecture = get_architecture(name)
-    arrays = architecture.clean(checkpoint.read_checkpoint(path))
+
+    def check(headers: Mapping[str, Any]) -> None:
+        headers = architecture.clean(dict(headers))
+        template = _template(architecture, _count_classes(headers, architecture))
+        checkpoint.check_layout(headers, template, architecture.layout)
+
+    arrays = architecture.clean(checkpoint.read_checkpoint(path, check))
+    # What is not finite need not show in the scores: XLA for CPUs turns NaN into 0 where it
+    # compiles a rectifier and a mean into one loop.
+    checkpoint.check_finite(arrays)
     num_classes = _count_classes(arrays, architecture)
     params = checkpoint.to_params(arrays, _template(architecture, num_classes), architecture.layout)
     params = params if on_host else jax.device_put(params)
@@ -133,7 +143,12 @@ def get_architecture(name: str) -> Architecture:
     """
     key = re.sub("^bit_[sm]_", "bit_", name)
     if key not in ARCHITECTURES:
-        raise ValueError(f"no architecture {name!r}; choose one of {', '.join(ARCHITECTURES)}")
+        plain = re.sub("^bit_[sm]_", "bit_", name.lower().replace("-", "_"))
+        close = difflib.get_close_matches(plain, ARCHITECTURES, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(
+            f"no architecture {name!r}; {hint}choose one of {', '.join(ARCHITECTURES)}"
+        )
     return ARCHITECTURES[key]
 
 
@@ -158,10 +173,12 @@ def _init(module: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> Params:
     return module.init(key, jnp.zeros(shape))["params"]
 
 
-def _count_classes(arrays: Checkpoint, architecture: Architecture) -> int:
-    bias = architecture.layout((*architecture.head.kernel[:-1], "bias")).key
-    # Where there is no bias, conversion fails whatever the number, and names what is missing.
-    return arrays[bias].size if bias in arrays else 1
+def _count_classes(arrays: Mapping[str, Any], architecture: Architecture) -> int:
+    entry = architecture.layout(architecture.head.kernel)
+    shape = arrays[entry.key].shape if entry.key in arrays else ()
+    axes = entry.axes or range(len(shape))
+    # Where there is no such kernel, conversion fails whatever the number, and says so.
+    return shape[axes[-1]] if shape and len(shape) == len(axes) else 1
 
 
 def _images(architecture: Architecture) -> jax.ShapeDtypeStruct:

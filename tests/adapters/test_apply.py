@@ -62,7 +62,7 @@ def test_the_head_is_all_there_is():
     np.testing.assert_array_equal(model(IMAGES).logits, IMAGES.reshape(8, 6)[:, :5])
 
 
-def test_bias_is_told_from_other_vectors_by_its_name():
+def test_bias_is_the_vector_that_is_added():
     def scaled(params, images):
         features = images.reshape(8, 6)
         head = params["head"]
@@ -72,10 +72,10 @@ def test_bias_is_told_from_other_vectors_by_its_name():
     model = from_apply(scaled, {"head": head}, IMAGES)
     assert model.head == Head(("head", "kernel"), ("head", "bias"))
     unclear = {"head": {"kernel": head["kernel"], "b": head["bias"], "c": head["running_mean"]}}
-    with pytest.raises(ValueError, match=r"beside the kernel head/kernel .*\['b', 'c'\]"):
-        from_apply(
-            lambda p, x: (x.reshape(8, 6), x.reshape(8, 6) @ p["head"]["kernel"]), unclear, IMAGES
-        )
+    model = from_apply(
+        lambda p, x: (x.reshape(8, 6), x.reshape(8, 6) @ p["head"]["kernel"]), unclear, IMAGES
+    )
+    assert model.head == Head(("head", "kernel"))
 
 
 def test_arrays_that_are_not_parameters_ride_in_a_partial():
@@ -100,39 +100,67 @@ def test_arrays_that_are_not_parameters_ride_in_a_partial():
     assert len(jax.tree.leaves(model)) == 4
 
 
-def test_ambiguous_kernels_are_listed():
+def two_heads(params, images):
+    features, logits = function(params, images)
+    return {"main": logits, "auxiliary": features @ params["auxiliary"]["w"]}
+
+
+def test_several_heads_are_listed():
     params = make_params()
     params["auxiliary"] = {"w": params["head"]["w"] + 1, "b": params["head"]["b"]}
-    with pytest.raises(ValueError, match=r"2 layers .*auxiliary/w \[4, 5\], head/w \[4, 5\]"):
-        from_apply(function, params, IMAGES)
-    assert from_apply(function, params, IMAGES, head="head").head.kernel == ("head", "w")
-    with pytest.raises(ValueError, match=r"kernel auxiliary/w they lie in"):
-        from_apply(function, params, IMAGES, head="auxiliary")
+    assert from_apply(function, params, IMAGES).head.kernel == ("head", "w")
+    listed = r"2 entries .*output/auxiliary in auxiliary/w, output/main in head/w; .*logits=.*head="
+    with pytest.raises(ValueError, match=listed):
+        from_apply(two_heads, params, IMAGES)
+    for cure in ({"head": "head"}, {"logits": lambda output: output["main"]}):
+        model = from_apply(two_heads, params, IMAGES, **cure)
+        assert model.head.kernel == ("head", "w")
+        np.testing.assert_allclose(
+            model(IMAGES).logits, two_heads(params, IMAGES)["main"], rtol=1e-5, atol=1e-6
+        )
+    with pytest.raises(ValueError, match=r"ends in a layer 'lost'; they end: .*head/w"):
+        from_apply(two_heads, params, IMAGES, head="lost")
 
 
-def test_a_missing_kernel_is_told():
-    params = make_params((20,))
-    with pytest.raises(ValueError, match=r"0 layers .*\[B, 5\].*: none$"):
-        from_apply(function, params, IMAGES)
+def test_a_kernel_of_another_shape_is_reshaped():
+    model = from_apply(function, make_params((20,)), IMAGES)
+    assert model.head.steps == (("reshape", (4, 5)),)
+    assert head_parameters(model)[0].shape == (4, 5)
 
 
 @pytest.mark.parametrize(
-    "after",
+    ("after", "met"),
     [
-        jax.nn.softmax,
-        jax.nn.log_softmax,
-        lambda z: 1.03 * z,
-        lambda z: z + 0.05,
-        lambda z: z * jnp.nan,
+        (jax.nn.softmax, "a softmax"),
+        (jax.nn.log_softmax, "a log-softmax"),
+        (lambda z: 1.03 * z, "a multiplication by a constant"),
+        (lambda z: z / 2, "a division by a constant"),
+        (lambda z: z + 0.05, "the addition of something other than a bias"),
+        (lambda z: z * jnp.nan, "a multiplication by a constant"),
+        (lambda z: -z, "a change of sign"),
+        (lambda z: z[:, ::-1], "rev"),
+        (lambda z: jnp.concatenate([z, z], 1), "a concatenation"),
     ],
 )
-def test_logits_that_are_something_else_are_refused(after):
+def test_logits_that_are_something_else_are_refused(after, met):
     def changed(params, images):
         features, logits = function(params, images)
         return features, after(logits)
 
-    with pytest.raises(ValueError, match=r"must be features @ kernel \+ bias .*head/w"):
+    where = rf"output/1 .*{met}.*test_apply\.py:\d+ in .*logits=lambda output.*find_head=False"
+    with pytest.raises(ValueError, match=where):
         from_apply(changed, make_params(), IMAGES)
+
+
+def test_features_are_not_taken_for_logits():
+    """They end in a linear layer too, but the probabilities are computed from them."""
+
+    def probabilities(params, images):
+        features = images.reshape(8, -1) @ params["body"]["w"]
+        return features, jax.nn.softmax(features @ params["head"]["w"])
+
+    with pytest.raises(ValueError, match=r"output/0 \[8, 4\]: another entry .*output/1 .*softmax"):
+        from_apply(probabilities, make_params(), IMAGES)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
@@ -148,13 +176,28 @@ def test_narrow_arithmetic_is_accepted(dtype):
 @pytest.mark.parametrize(
     ("result", "message"),
     [
-        (lambda f, z: z, r"return \(features, logits\), got"),
-        (lambda f, z: (f, z, z), r"return \(features, logits\), got tuple of 3"),
-        (lambda f, z: (f[:, :, None] * f[:, None], z), r"features .*\(8, 4, 4\)"),
-        (lambda f, z: (f, z.sum()), r"logits .*\(\)"),
-        (lambda f, z: (f, None), r"logits .*NoneType"),
+        (lambda f, z: z.sum(), r"\[8, C\].* returns the output \[\]"),
+        (lambda f, z: {"a": z[:4], "b": "c"}, r"\[8, C\].* output/a \[4, 5\], output/b str"),
+        (lambda f, z: None, r"\[8, C\].* returns nothing"),
     ],
 )
-def test_other_results_are_refused(result, message):
+def test_results_without_logits_are_refused(result, message):
     with pytest.raises(ValueError, match=message):
         from_apply(lambda p, x: result(*function(p, x)), make_params(), IMAGES)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        lambda f, z: z,
+        lambda f, z: (f, z, z),
+        lambda f, z: (f[:, :, None] * f[:, None], z),
+        lambda f, z: {"logits": z[:, None, None], "none": None, "name": "a"},
+    ],
+)
+def test_one_entry_of_the_result_is_enough(result):
+    model = from_apply(lambda p, x: result(*function(p, x)), make_params(), IMAGES)
+    expected_features, expected_logits = function(make_params(), IMAGES)
+    features, logits = model(IMAGES)
+    np.testing.assert_allclose(features, expected_features, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5, atol=1e-6)

@@ -19,8 +19,8 @@ import time
 import matplotlib.figure  # noqa: F401
 import tyro
 
-from gradnorm_jax.evaluation import shards
-from gradnorm_jax.evaluation.run import EvaluateOptions, run
+from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
+from gradnorm_jax.evaluation import evaluate, sinks
 
 
 def fork_run(options, out, kill_after=None):
@@ -29,7 +29,7 @@ def fork_run(options, out, kill_after=None):
     if not child:
         if kill_after is not None:
             threading.Timer(kill_after, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        run(tyro.cli(EvaluateOptions, args=[*options, "--out", out]))
+        run_evaluate(tyro.cli(EvaluateOptions, args=[*options, "--out", out]))
         os._exit(0)
     status = os.waitpid(child, 0)[1]
     assert status in (0, signal.SIGKILL), status
@@ -38,7 +38,7 @@ def fork_run(options, out, kill_after=None):
 
 def main():
     folder, kills, *options = sys.argv[1:]
-    shards.SHARD_ROWS = 24
+    evaluate.PART_SIZE = 8
     fork_run(options, f"{folder}/first")  # fills the compilation cache
     start = time.monotonic()
     assert fork_run(options, f"{folder}/undisturbed")
@@ -46,8 +46,8 @@ def main():
     moment = random.Random(0)
     killed = 0
     for number in itertools.count():
-        # Every step is saved, or full files alone, so that kills fall between saves as well.
-        shards.SAVE_SECONDS = (0.0, 60.0)[number % 2]
+        # Statistics are saved after every part, or at the end alone.
+        sinks.SAVE_SECONDS = (-1.0, 60.0)[number % 2]
         for _ in range(5):
             if fork_run(options, f"{folder}/{number}", moment.uniform(0.1, 0.7) * duration):
                 break

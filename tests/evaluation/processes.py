@@ -1,7 +1,6 @@
 """Commands as users start them, in processes of their own."""
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -28,17 +27,6 @@ def start(environment, *arguments, cwd=None, code=MAIN):
         stderr=subprocess.PIPE,
         text=True,
     )
-
-
-def start_all(environment, count, *arguments, places=None, code=MAIN):
-    """Starts one program of several processes, each in a folder of its own if these are given."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        where = ["--distributed", f"localhost:{free.getsockname()[1]}", count]
-    return [
-        start(environment, *arguments, *where, i, cwd=places and places[i], code=code)
-        for i in range(count)
-    ]
 
 
 def end(processes, timeout=120):

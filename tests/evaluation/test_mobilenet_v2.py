@@ -3,13 +3,13 @@
 import jax
 import numpy as np
 import pytest
-
-from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.data.sources import FileSource, open_source
-from gradnorm_jax.detectors import parse_detectors
-from gradnorm_jax.evaluation.evaluate import evaluate
 from gradnorm_jax.evaluation.passes import Execution, score_feed
 from gradnorm_jax.evaluation.scoring import image_feed
+
+from gradnorm_jax.data.preprocess import get_preprocess
+from gradnorm_jax.detectors import parse_detectors
+from gradnorm_jax.evaluation.evaluate import evaluate
 from gradnorm_jax.models import load_model
 from gradnorm_jax.sharding import batch_mesh
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from gradnorm_jax import scores
 from gradnorm_jax.types import Head, Model, Outputs, Variables
@@ -155,6 +156,201 @@ def test_traced_once_per_shape():
     for temperature in (1.0, 2.0, 3.0):
         score(features, logits, temperature, ord=1)
     assert traces == [1]
+
+
+def exact_residual(logits, target, temperature):
+    """The difference p - q in extended precision; its largest entry from the others."""
+    z, q = (np.asarray(x).astype(np.longdouble) for x in (logits, target))
+    z, q = z / temperature, np.broadcast_to(q, z.shape)
+    weights = np.exp(z - z.max(axis=-1, keepdims=True))
+    others = weights.copy()
+    at = np.arange(len(z)), z.argmax(axis=-1)
+    others[at] = 0
+    total = weights.sum(axis=-1)
+    residual = weights / total[:, None] - q
+    residual[at] = (1 - q[at]) - others.sum(axis=-1) / total
+    return residual
+
+
+def with_margin(num_classes, margin):
+    """Float32 logits of which one leads the others by at least `margin`."""
+    rng = np.random.default_rng(num_classes)
+    logits = rng.normal(size=(6, num_classes)).clip(-3, 3)
+    logits[np.arange(6), rng.integers(num_classes, size=6)] = 3 + margin
+    return jnp.asarray(logits, jnp.float32)
+
+
+def smoothed_little(logits):
+    return scores.smoothed_prediction(logits, smoothing=1e-3)
+
+
+@pytest.mark.parametrize(
+    "make_target", [scores.one_hot_prediction, scores.smoothed_prediction, smoothed_little]
+)
+@pytest.mark.parametrize("margin", [10, 16, 17, 20, 30, 60])
+@pytest.mark.parametrize("num_classes", [2, 10, 1000, 21843])
+@pytest.mark.parametrize("jit", [False, True])
+def test_residuals_of_confident_predictions_keep_their_digits(
+    jit, num_classes, margin, make_target
+):
+    logits = with_margin(num_classes, margin)
+    target = make_target(logits)
+    score = jax.jit(scores.residual_norm) if jit else scores.residual_norm
+    expected = np.abs(exact_residual(logits, target, 1)).sum(axis=-1).astype(float)
+    np.testing.assert_allclose(score(logits, target=target), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 0.3, 3.0])
+@pytest.mark.parametrize("num_classes", [2, 10, 1000])
+def test_residuals_to_any_distribution(scale, num_classes):
+    rng = np.random.default_rng(num_classes)
+    logits = jnp.asarray(rng.normal(size=(20, num_classes)) * scale, jnp.float32)
+    uniform = jnp.full((1, num_classes), 1 / num_classes)
+    for target in (uniform, jnp.asarray(rng.dirichlet(np.ones(num_classes), 20), jnp.float32)):
+        expected = np.abs(exact_residual(logits, target, 2)).sum(axis=-1).astype(float)
+        actual = scores.residual_norm(logits, temperature=2.0, target=target)
+        np.testing.assert_allclose(actual, expected, rtol=3e-6)
+
+
+@pytest.mark.parametrize("margin", [5.0, 17.0, 40.0])
+def test_autodiff_of_confident_predictions_keeps_its_digits_too(margin):
+    features = jnp.asarray(np.random.default_rng(0).random(size=(4, 6)), jnp.float32)
+    kernel = jnp.zeros((6, 10)).at[:, 3].set(margin)
+    target = jnp.zeros((1, 10)).at[0, 3].set(1.0)
+    np.testing.assert_allclose(
+        by_autodiff(kernel, None, features, target=target),
+        scores.gradnorm(features, features @ kernel, target=target),
+        rtol=3e-6,
+    )
+
+
+def two_rows(**shapes):
+    return {name: np.ones(shape, np.float32) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (two_rows(features=(7, 7, 7, 6), logits=(7, 10)), r"features must be \[B, D\].*7, 7, 7, 6"),
+        (
+            two_rows(features=(1, 6), logits=(4, 10)),
+            r"a row for each image, got .*\(1, 6\) and \(4, 10\)",
+        ),
+        (
+            two_rows(features=(6,), logits=(6,)),
+            r"features .* got shape \(6,\); for a single image give features\[None\]",
+        ),
+        (two_rows(features=(4, 6), logits=(10,)), r"logits must be \[B, C\].* give logits\[None\]"),
+        (
+            two_rows(features=(4, 6), logits=(4, 10), target=(4, 1)),
+            r"target must be \[B, C\].*\(4, 1\)",
+        ),
+        (
+            two_rows(features=(4, 6), logits=(4, 10), target=(2, 10)),
+            r"or \[1, C\], got shape \(2, 10\)",
+        ),
+        (two_rows(features=(4, 6), logits=(4, 10), target=(10,)), r"give target\[None\]"),
+        ({"features": None, "logits": np.ones((4, 10))}, "gradnorm_of_parameters"),
+        (
+            {"features": "x", "logits": np.ones((4, 10))},
+            r"features must be an array \[B, D\], got str",
+        ),
+        (
+            {"features": np.ones((4, 6)), "logits": Outputs(1, 2)},
+            "got Outputs: take its .features or .logits",
+        ),
+    ],
+)
+def test_wrong_shapes_are_named(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        scores.gradnorm(**arguments)
+
+
+def test_the_factors_check_shapes_too():
+    with pytest.raises(ValueError, match=r"features must be \[B, D\]"):
+        scores.feature_norm(jnp.ones(3))
+    with pytest.raises(ValueError, match=r"logits must be \[B, C\]"):
+        scores.residual_norm(jnp.ones((2, 3, 4)))
+    with pytest.raises(ValueError, match=r"target must be \[B, C\]"):
+        scores.residual_norm(jnp.ones((2, 3)), target=jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match=r"target must be \[B, C\]"):
+        by_autodiff(jnp.ones((2, 3)), None, jnp.ones((4, 2)), target=jnp.ones((4, 1)))
+
+
+def test_lists_numpy_arrays_and_integers():
+    features, logits = [[1, -2], [0, 3]], [[3, 1, 0], [1, 1, 2]]
+    expected = scores.gradnorm(jnp.asarray(features, jnp.float32), jnp.asarray(logits, jnp.float32))
+    assert expected.dtype == jnp.float32
+    for convert in (list, np.array, jnp.array):
+        actual = scores.gradnorm(convert(features), convert(logits))
+        np.testing.assert_array_equal(actual, expected)
+        assert actual.dtype == jnp.float32
+    target = [[1, 0, 0]]
+    np.testing.assert_array_equal(
+        scores.residual_norm(logits, target=target),
+        scores.residual_norm(jnp.array(logits), target=jnp.array(target, jnp.float32)),
+    )
+
+
+@pytest.mark.parametrize("ord", [0.5, 0.7, 1, 1.5, 2, 3, math.inf])
+def test_scores_can_be_differentiated_at_features_that_are_zero(ord):
+    features = jnp.array([[0.0, 2.0, 0.0], [0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+    logits = jnp.array([[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0], [1.0, 1.0, 1.0, 1.0]])
+
+    def total(features, logits):
+        return scores.gradnorm(features, logits, ord=ord, include_bias=False).sum()
+
+    gradients = jax.jit(jax.grad(total, argnums=(0, 1)))(features, logits)
+    assert all(bool(jnp.isfinite(each).all()) for each in gradients)
+    assert (gradients[0][1] == 0).all()
+    assert (gradients[1][2] == 0).all()
+
+
+def test_autodiff_compiles_once():
+    traces = []
+
+    def apply(variables, features):
+        traces.append(features.shape)
+        return Outputs(features, features @ variables.params["kernel"])
+
+    features, counts = jnp.ones((4, 6)), []
+    for value in (1.0, 2.0, 3.0):
+        variables = Variables({"kernel": jnp.full((6, 3), value)})
+        model = Model(jax.tree_util.Partial(apply), variables, Head(("kernel",)))
+        scores.gradnorm_by_autodiff(model, features, temperature=value, ord=2)
+        counts.append(len(traces))
+    assert counts[0] == counts[-1]
+
+
+def test_autodiff_needs_a_head():
+    model = Model(jax.tree_util.Partial(max), Variables({}), None)
+    with pytest.raises(ValueError, match=r"no linear last layer.*gradnorm_of_parameters"):
+        scores.gradnorm_by_autodiff(model, jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize("axis_type", ["Auto", "Explicit"])
+def test_autodiff_of_a_convolutional_head_with_the_batch_over_devices(axis_type):
+    # Gradients of a convolution's kernel under vmap come out as zeros where a compiler splits them.
+    rng = np.random.default_rng(0)
+    kernel = jnp.asarray(rng.normal(size=(1, 1, 6, 5)), jnp.float32)
+
+    def apply(variables, images):
+        logits = jax.lax.conv_general_dilated(
+            images,
+            variables.params["kernel"],
+            (1, 1),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        return Outputs(images[:, 0, 0], logits[:, 0, 0])
+
+    model = Model(jax.tree_util.Partial(apply), Variables({"kernel": kernel}), Head(("kernel",)))
+    images = jnp.asarray(rng.normal(size=(16, 1, 1, 6)), jnp.float32)
+    expected = scores.gradnorm(*model(images))
+    mesh = jax.make_mesh((8,), ("batch",), axis_types=(getattr(AxisType, axis_type),))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(images, NamedSharding(mesh, PartitionSpec("batch")))
+        np.testing.assert_allclose(scores.gradnorm_by_autodiff(model, split), expected, rtol=2e-6)
 
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.5])

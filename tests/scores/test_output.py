@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from gradnorm_jax import scores
+from gradnorm_jax.types import Outputs
 
 
 def test_hand_computed():
@@ -65,3 +66,46 @@ def test_odin_takes_a_zero_gradient_as_positive():
 def test_bad_temperature(score):
     with pytest.raises(ValueError, match="temperature must be positive"):
         score(jnp.zeros((1, 3)), temperature=0)
+
+
+@pytest.mark.parametrize("score", [scores.msp, scores.energy])
+def test_shapes_and_types(score):
+    with pytest.raises(ValueError, match=r"logits must be \[B, C\].*give logits\[None\]"):
+        score(jnp.zeros(3))
+    with pytest.raises(ValueError, match=r"one row for each image, got shape \(2, 3, 4\)$"):
+        score(jnp.zeros((2, 3, 4)))
+    rows = [[1, 2], [3, 5]]
+    expected = score(jnp.array(rows, jnp.float32))
+    for convert in (list, np.array, jnp.array):
+        np.testing.assert_array_equal(score(convert(rows)), expected)
+    assert score(rows).dtype == jnp.float32
+
+
+@pytest.mark.parametrize("epsilon", [-0.1, np.nan, np.inf, "foo", True])
+def test_bad_epsilon(epsilon):
+    with pytest.raises(ValueError, match="epsilon must be finite and not negative, got"):
+        scores.odin(linear, jnp.ones((2, 4)), epsilon=epsilon)
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("logits_of", "message"),
+    [
+        (lambda x: Outputs(x, linear(x)), r"got Outputs: take its \.features or \.logits"),
+        (lambda x: {"logits": linear(x)}, "what logits_of returns must be an array .* got dict"),
+        (lambda x: linear(x)[0], r"what logits_of returns must be \[B, C\]"),
+        (lambda x: linear(x)[:1], r"a row \[C\] for each image, got shape \(1, 3\) for images"),
+    ],
+)
+def test_odin_of_what_gives_no_logits(logits_of, message, epsilon):
+    with pytest.raises(ValueError, match=message):
+        scores.odin(logits_of, jnp.ones((2, 4)), epsilon=epsilon)
+
+
+def test_odin_takes_numpy_images_and_a_traced_step_but_no_integers():
+    images = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+    expected = scores.odin(linear, jnp.asarray(images), epsilon=0.1)
+    traced = jax.jit(lambda epsilon: scores.odin(linear, images, epsilon=epsilon))(0.1)
+    np.testing.assert_allclose(traced, expected, rtol=1e-6)
+    with pytest.raises(ValueError, match=r"images must be floats to take a step.*uint8"):
+        scores.odin(linear, np.ones((2, 4), np.uint8), epsilon=0.1)

@@ -1,4 +1,3 @@
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -118,3 +117,12 @@ def test_nothing_to_fit():
         tied_gaussians(class_moments(np.ones((0, 3)), np.zeros(0, int), 4))
     with pytest.raises(ValueError, match="do not vary"):
         tied_gaussians(class_moments(np.ones((2, 3)), np.array([0, 1]), 4))
+
+
+def test_features_of_another_size():
+    train, labels = labelled_features()
+    gaussians = tied_gaussians(class_moments(train, labels, 4))
+    with pytest.raises(ValueError, match=r"features have 5 entries, but .* fitted to 6"):
+        scores.mahalanobis(np.ones((2, 5)), gaussians)
+    with pytest.raises(ValueError, match=r"for a single image give features\[None\]"):
+        scores.mahalanobis(np.ones(6), gaussians)

@@ -1,12 +1,16 @@
+import os
 import shutil
+import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from gradnorm_jax import cli
+from gradnorm_jax.evaluation.records import Interrupted
 from gradnorm_jax.models import init_model, save_weights
 from tests.evaluation.processes import evaluate_command
 
@@ -14,8 +18,6 @@ from tests.evaluation.processes import evaluate_command
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
     """Good inputs, any of which a test can spoil."""
-    import jax
-
     root = tmp_path_factory.mktemp("inputs")
     for name in ("id", "ood"):
         (root / name).mkdir()
@@ -61,7 +63,7 @@ def test_evaluate_prints_the_table(inputs, tmp_path, capsys):
         ({"id": "{root}/empty"}, "empty holds no image"),
         ({"ood": "{root}/ood"}, "write NAME=PATH"),
         ({"ood": "ID={root}/ood"}, "'ID' is taken"),
-        ({"ood": "a/b={root}/ood"}, "'a/b' cannot be the name of a file"),
+        ({"ood": "a/b={root}/ood"}, "'a/b' cannot be that of a file"),
         ({"model": "resnet"}, "no architecture 'resnet'"),
         ({"model": "mobilenet_v2"}, "another architecture"),
         ({"weights": "{root}/nothing.npz"}, "nothing.npz"),
@@ -71,10 +73,24 @@ def test_evaluate_prints_the_table(inputs, tmp_path, capsys):
         ({"detectors": "mahalanobis", "fit": "{root}/id"}, "labels outside of 0..2"),
         ({"temperature": "0"}, "temperature must be positive and finite, got 0"),
         ({"id": "tfds:mine", "data-dir": "{root}"}, "gradnorm-jax data prepare mine --data-dir /"),
-        ({"devices-per-copy": "3"}, "8 devices cannot be divided into groups of 3"),
-        ({"batch-size": "0"}, "batch size must be at least 1, got 0"),
+        ({"batch-size": "0"}, "batch_size must be at least 1, got 0"),
+        ({"workers": "0"}, "workers must be at least 1, got 0"),
+        (
+            {"process": "2/2"},
+            "--process must be I/N, with I from 0 to N - 1, such as 0/4, got '2/2'",
+        ),
+        ({"process": "1"}, "--process must be I/N, with I from 0 to N - 1, such as 0/4, got '1'"),
+        ({"process": "-1/2"}, "got '-1/2'"),
+        ({"process": "0/2", "distributed": "auto"}, "--process and --distributed both say which"),
+        ({"model": "nowhere:build"}, "there is no module 'nowhere' for 'nowhere:build'"),
+        ({"model": "tests.evaluation.networks:no"}, "'tests.evaluation.networks:no' names nothing"),
+        ({"detectors": "nowhere:it"}, "cannot import detector 'nowhere:it': ModuleNotFoundError"),
+        ({"detectors": "gradnorm(include_bias=perhaps)"}, "include_bias"),
+        ({"preprocess": "crop=3,mean=half"}, "must give both mean and std"),
+        ({"preprocess": "nowhere:it"}, "there is no module 'nowhere' for 'nowhere:it'"),
+        ({"out": "nonsense://bucket"}, "cannot write to 'nonsense://bucket': give a path or gs://"),
         ({"preprocess": "nonsense"}, "unknown preprocessing 'nonsense'"),
-        ({"max-bad": "2"}, "max-bad is a fraction from 0 to 1, got 2"),
+        ({"max-undecodable": "2"}, "max_undecodable is a fraction from 0 to 1, got 2"),
         ({"ood": "fit={root}/ood"}, "'fit' is taken"),
         ({"out": "{root}/used"}, "used already exists and is not empty"),
         ({"out": "{root}/used/report.md"}, "report.md already exists"),
@@ -96,17 +112,17 @@ def test_bad_input_ends_with_one_sentence(inputs, tmp_path, changes, message):
 def test_a_run_stopped_by_bad_images_goes_on_if_more_are_allowed(inputs, tmp_path, capsys):
     changes = {"ood": f"far={inputs / 'broken'}", "out": tmp_path / "out"}
     with pytest.raises(SystemExit, match=r"more than 0 of the 3 images of far .* 1\.png"):
-        cli.main(arguments(inputs, **changes, **{"max-bad": 0}))
-    kept = tmp_path / "out" / "scores" / "ID.parquet" / "00000-00000.parquet"
+        cli.main(arguments(inputs, **changes, **{"max-undecodable": 0}))
+    kept = tmp_path / "out" / "scores" / "ID.parquet" / "000000.parquet"
     written = kept.stat().st_mtime_ns
-    cli.main(arguments(inputs, **changes, **{"max-bad": 0.5}))
+    cli.main(arguments(inputs, **changes, **{"max-undecodable": 0.5}))
     assert "far: 1 files were excluded: 1.png" in capsys.readouterr().out
     assert kept.stat().st_mtime_ns == written
 
 
 def test_another_run_in_the_same_folder(inputs, tmp_path):
     cli.main(arguments(inputs, out=tmp_path))
-    with pytest.raises(SystemExit, match=r"options.temperature is 1.0 there and 2.0 now; start"):
+    with pytest.raises(SystemExit, match=r"gradnorm.options.temperature is '1.0' there and '2.0'"):
         cli.main(arguments(inputs, out=tmp_path, temperature=2))
 
 
@@ -122,7 +138,7 @@ def test_all_data_sets_that_are_missing_are_named(inputs, tmp_path):
 
 def test_without_a_network(inputs, tmp_path):
     command = ["evaluate", "--out", str(tmp_path), "--ood", f"far={inputs / 'ood'}"]
-    with pytest.raises(SystemExit, match="--model, --weights and --id must be given, or --from-c"):
+    with pytest.raises(SystemExit, match="--model and --id must be given, or --from-cache"):
         cli.main(command)
 
 
@@ -136,11 +152,59 @@ def test_the_installed_command(inputs, tmp_path):
     assert "no architecture 'resnet'" in result.stderr
 
 
-def test_a_data_set_of_ones_own_images(inputs, tmp_path, capsys):
-    prepare = ["data", "prepare", "mine", "--data-dir", str(tmp_path)]
-    cli.main([*prepare, "--from", str(inputs / "ood")])
-    assert "prepared: tfds:mine" in capsys.readouterr().out
-    cli.main(prepare)
-    assert "found: tfds:mine" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has a data set 'nothing'"):
-        cli.main(["data", "prepare", "nothing", "--data-dir", str(tmp_path)])
+def test_errors_of_the_runtime_are_one_sentence(inputs, monkeypatch):
+    for error, sentence in RUNTIME_ERRORS:
+
+        def fail(*arguments, error=error, **options):
+            raise error
+
+        monkeypatch.setattr(cli, "run_evaluate", fail)
+        with pytest.raises(SystemExit) as ended:
+            cli.main(arguments(inputs, out="nowhere"))
+        assert ended.value.code == f"gradnorm-jax: {sentence}"
+
+
+RUNTIME_ERRORS = [
+    (
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory, 9 GB.\nA list"),
+        "the devices are out of memory; give a smaller --batch-size: RESOURCE_EXHAUSTED: Out of "
+        "memory, 9 GB.",
+    ),
+    (
+        jax.errors.JaxRuntimeError("INTERNAL: it broke\nA stack"),
+        "the devices or their runtime have failed: INTERNAL: it broke",
+    ),
+    (RuntimeError("the loader stopped"), "the loader stopped"),
+]
+
+
+def test_what_is_not_done_yet_has_its_status(inputs, monkeypatch, capsys):
+    def fail(*arguments, **options):
+        raise Interrupted("stopped; run the same command again to resume")
+
+    monkeypatch.setattr(cli, "run_evaluate", fail)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments(inputs, out="nowhere"))
+    assert ended.value.code == os.EX_TEMPFAIL
+    assert capsys.readouterr().err == (
+        "gradnorm-jax: stopped; run the same command again to resume\n"
+    )
+
+
+def test_sigterm_is_noted():
+    before = signal.getsignal(signal.SIGTERM)
+    with cli.stop_on_sigterm() as should_stop:
+        assert not should_stop()
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert should_stop()
+        assert should_stop()
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_off_a_cluster_the_processes_must_be_numbered(inputs, tmp_path, monkeypatch):
+    def fail():
+        raise ValueError("coordinator_address should be defined.")
+
+    monkeypatch.setattr(jax.distributed, "initialize", fail)
+    with pytest.raises(SystemExit, match=r"no cluster that JAX recognises .* --process I/N$"):
+        cli.main(arguments(inputs, out=tmp_path, distributed="auto"))

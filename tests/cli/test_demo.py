@@ -1,5 +1,3 @@
-import json
-
 import jax
 import numpy as np
 import pytest
@@ -7,8 +5,8 @@ from PIL import Image
 
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.demo_data import OOD_SETS, write_images
+from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.data.open_source import open_source
-from gradnorm_jax.evaluation.run import EvaluateOptions, run
 
 
 def test_images_are_those_of_scikit_learn(tmp_path):
@@ -28,15 +26,20 @@ def test_images_are_those_of_scikit_learn(tmp_path):
 @pytest.mark.slow
 def test_demo_is_the_evaluation_of_what_it_leaves(tmp_path):
     with jax.numpy_dtype_promotion("standard"):  # Optax's schedules mix types
-        evaluation = run_demo(DemoOptions(out=tmp_path / "demo", steps=60))
-    assert evaluation.accuracy > 0.9
-    assert list(evaluation.metrics) == ["msp", "odin", "mahalanobis", "energy", "gradnorm"]
-    config = json.loads((tmp_path / "demo" / "results" / "config.json").read_text())
-    options = config["options"] | {"out": tmp_path / "again"}
-    again = run(
+        result = run_demo(DemoOptions(out=tmp_path / "demo", steps=60))
+    assert result.accuracy > 0.9
+    assert list(result.metrics) == ["msp", "odin", "mahalanobis", "energy", "gradnorm"]
+    images = tmp_path / "demo" / "images"
+    again = run_evaluate(
         EvaluateOptions(
-            **{k: v for k, v in options.items() if k != "weights"},
+            model="bit_tiny",
             weights=tmp_path / "demo" / "weights.npz",
+            id=str(images / "test"),
+            ood=(tuple(f"{name}={images / name}" for name in OOD_SETS),),
+            fit=str(images / "train"),
+            out=tmp_path / "again",
         )
     )
-    assert again.metrics == evaluation.metrics
+    assert again.metrics == result.metrics
+    with pytest.raises(FileExistsError, match="demo already exists and is not empty"):
+        run_demo(DemoOptions(out=tmp_path / "demo"))
