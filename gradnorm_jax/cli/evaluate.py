@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +23,13 @@ from gradnorm_jax.models import get_architecture, load_model
 from gradnorm_jax.progress import Track
 from gradnorm_jax.references import is_reference, load_reference
 from gradnorm_jax.types import Model
+
+_LAUNCHERS = (
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+    ("PMI_RANK", "PMI_SIZE"),
+)
+"""In which variables those that start programs tell each process its number, and how many."""
 
 Repeated = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 """An option that takes several values, and may be given several times."""
@@ -65,7 +73,8 @@ class EvaluateOptions:
             place of network and images.
         process: `I/N`: this is process number I, from 0, of N that share the run through --out,
             each with devices of its own.
-        distributed: ask the cluster (TPU pods, Slurm, ...) which process this is.
+        distributed: ask what started it (srun, mpirun, the runtime of a TPU pod) which process
+            this is.
         wait: how many seconds to wait for other processes between fitting and scoring.
     """
 
@@ -124,7 +133,10 @@ def run_evaluate(
     process = _find_process(options)
     sources = _open_sources(options)
     model, preprocess, label_offset = _load(options)
-    decoding = {"workers": options.workers, "worker_processes": options.worker_processes}
+    decoding: dict[str, Any] = {
+        "workers": options.workers,
+        "worker_processes": options.worker_processes,
+    }
     streams = {name: as_stream(source, preprocess, **decoding) for name, source in sources.items()}
     return evaluate(
         model,
@@ -244,14 +256,7 @@ def _find_process(options: EvaluateOptions) -> tuple[int, int]:
     if options.distributed:
         if options.process:
             raise ValueError("--process and --distributed both say which process this is; give one")
-        try:
-            jax.distributed.initialize()
-        except ValueError as error:
-            raise ValueError(
-                f"this is no cluster that JAX recognises ({error}); say which process this is with "
-                "--process I/N"
-            ) from error
-        return jax.process_index(), jax.process_count()
+        return _ask_launcher()
     if options.process is None:
         return 0, 1
     index, slash, count = options.process.partition("/")
@@ -260,3 +265,16 @@ def _find_process(options: EvaluateOptions) -> tuple[int, int]:
             f"--process must be I/N, with I from 0 to N - 1, such as 0/4, got {options.process!r}"
         )
     return int(index), int(count)
+
+
+def _ask_launcher() -> tuple[int, int]:
+    # Not jax.distributed.initialize: its service ends all processes when one of them dies.
+    for index, count in _LAUNCHERS:
+        if index in os.environ and count in os.environ:
+            return int(os.environ[index]), int(os.environ[count])
+    if jax.process_count() == 1:
+        raise ValueError(
+            "neither srun, nor mpirun, nor a TPU pod has started this: say which process this is "
+            "with --process I/N"
+        )
+    return jax.process_index(), jax.process_count()

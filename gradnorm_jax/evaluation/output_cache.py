@@ -7,7 +7,7 @@ its checksum is.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,10 +19,9 @@ from gradnorm_jax.evaluation.records import ScoredBatch, ScoreTable, count_posit
 from gradnorm_jax.evaluation.storage import (
     Folder,
     checksum,
-    damage_errors,
     decode_arrays,
+    digest,
     encode_arrays,
-    list_parts,
     read_part,
     read_table,
 )
@@ -44,10 +43,6 @@ class OutputCache:
     folder: Folder
     dtype: str
 
-    def parts(self, name: str) -> frozenset[int]:
-        """The parts of a data set that are there."""
-        return list_parts(self.folder, f"cache/{name}/")
-
     def write(self, name: str, part: int, batches: Sequence[ScoredBatch]) -> str:
         """Writes the outputs of one part's batches; returns their checksum."""
         rows = [
@@ -63,6 +58,26 @@ class OutputCache:
         content = encode_arrays(arrays)
         self.folder.write(_file(name, part), content)
         return checksum(content)
+
+    def read(self, name: str, part: int, facts: Mapping[str, Any]) -> bytes:
+        """The file of one part's outputs.
+
+        Args:
+            name: of the data set.
+            part: which.
+            facts: what was noted beside the rows of the part.
+
+        Raises:
+            ValueError: it is damaged or missing.
+        """
+        content = self.folder.read(_file(name, part))
+        if content is None or checksum(content) != facts.get("outputs"):
+            problem = "missing" if content is None else "damaged"
+            raise ValueError(
+                f"{self.folder.address}/{_file(name, part)} is {problem}; run the command that "
+                "wrote it again"
+            )
+        return content
 
 
 def write_head(folder: Folder, model: Model) -> None:
@@ -88,10 +103,11 @@ def read_head(folder: Folder) -> Model:
         )
     try:
         params = decode_arrays(content)
-    except damage_errors() as error:
+        if params and params["kernel"].ndim != 2:
+            raise ValueError("it holds no kernel")
+    except Exception as error:  # of a reader of damaged files, whatever it raises
         raise ValueError(
-            f"{folder.address}/{_HEAD} is damaged ({type(error).__name__}); delete it and run the "
-            "command that wrote it again"
+            f"{folder.address}/{_HEAD} is damaged; run the command that wrote it again"
         ) from error
     head = None
     if params:
@@ -99,11 +115,13 @@ def read_head(folder: Folder) -> Model:
     return Model(jax.tree_util.Partial(_no_network), Variables(params), head)
 
 
-def cached_stream(folder: Folder, name: str, part_size: int) -> DataStream:
+def cached_stream(
+    folder: Folder, name: str, part_size: int, classes: int | None = None
+) -> DataStream:
     """The outputs kept of a data set, as a data set; its labels, ids and exclusions are the same.
 
     Raises:
-        ValueError: the run has not come to its end.
+        ValueError: the run has not come to its end, or a file is damaged.
     """
     table = read_table(folder, name, part_size)
     if table is None:
@@ -120,19 +138,19 @@ def cached_stream(folder: Folder, name: str, part_size: int) -> DataStream:
             for number in members:
                 yield _to_host_batch(number, schedule.batch_size, *rows)
 
-    return DataStream(batches, count_positions(table), lambda: {"cache": folder.address})
+    length = count_positions(table)
+
+    def identity() -> dict[str, Any]:
+        return {"inputs": length, "sha256": digest(table)}
+
+    return DataStream(batches, length, identity, classes=classes)
 
 
 def _read(
     folder: Folder, name: str, part: int, scored: tuple[ScoreTable, dict[str, Any]]
 ) -> tuple[ScoreTable, Outputs]:
     table, facts = scored
-    content = folder.read(_file(name, part))
-    if content is None or checksum(content) != facts.get("outputs"):
-        raise ValueError(
-            f"{folder.address}/{_file(name, part)} is {'damaged' if content else 'missing'}; "
-            "delete it and run the command that wrote it again"
-        )
+    content = OutputCache(folder, "float32").read(name, part, facts)
     arrays = {key: array.astype(np.float32) for key, array in decode_arrays(content).items()}
     # A part that holds no input, the last perhaps, has neither.
     return table, Outputs(arrays.get("features"), arrays.get("logits"))  # type: ignore[arg-type]
