@@ -233,15 +233,16 @@ def fit_data(
         sink = FolderSink(run.folder, FIT, run.execution.schedule, run.cache)
         complete, done, statistics = files.load(sink.done())
     if not complete:
-        batch = None
+        batches = (max(done, default=-1) + 1) * run.execution.schedule.batches_per_part
         for batch in score(FIT, stream, run.model, {}, (), _without(run, done)):
             statistics = update_statistics(fits, statistics, batch)
             sink.write(batch)
+            batches = batch.number + 1
             if files is not None:
-                files.save(batch.number + 1, statistics)
+                files.save(batches, statistics)
         table = sink.finish()
         if files is not None:
-            files.save(0 if batch is None else batch.number + 1, statistics, complete=True)
+            files.save(batches, statistics, complete=True)
     if files is not None:
         merge = functools.partial(merge_statistics, fits)
         statistics = files.merged(merge, run.wait_seconds, run.execution.should_stop)
