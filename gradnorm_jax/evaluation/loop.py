@@ -237,8 +237,8 @@ def fit_data(
         for batch in score(FIT, stream, run.model, {}, (), _without(run, done)):
             statistics = update_statistics(fits, statistics, batch)
             sink.write(batch)
+            batches = batch.number + 1
             if files is not None:
-                batches = batch.number + 1
                 files.save(batches, statistics)
         table = sink.finish()
         if files is not None:

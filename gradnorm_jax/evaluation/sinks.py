@@ -178,7 +178,8 @@ class StatisticsFiles:
         if not complete and (batches % self.schedule.batches_per_part or not late):
             return
         process, processes = self.schedule.process, self.schedule.processes
-        parts = batches // self.schedule.batches_per_part
+        # The last part of all may not be full.
+        parts = -(-batches // self.schedule.batches_per_part)
         count = len(range(process, parts, processes))
         leaves = {f"{i}": leaf for i, leaf in enumerate(jax.tree.leaves(statistics))}
         facts = {"parts": np.array([count]), "complete": np.array([complete])}
