@@ -78,6 +78,8 @@ class _Identity:
 
 def _freeze(value: Any, seen: dict[int, tuple[int, Any]], *, within_object: bool) -> Hashable:
     """The key of `value`; `seen` numbers what was met before and keeps it alive, by identity."""
+    if isinstance(value, _Identity):
+        return value
     if isinstance(value, _ATOMS):
         return type(value), value
     if isinstance(value, float):

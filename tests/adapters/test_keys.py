@@ -79,6 +79,15 @@ def test_what_is_changed_in_place_has_another_key():
         assert freeze(value) != before
 
 
+_changed = [1]
+
+
+def test_a_function_counts_without_the_module_that_it_is_written_in():
+    before = freeze(scaled(1.0))
+    _changed.append(2)
+    assert freeze(scaled(1.0)) == before
+
+
 def test_circles_and_what_cannot_be_looked_into():
     circle = Plain()
     circle.itself = circle
