@@ -8,6 +8,7 @@ import pytest
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import Excluded
 from gradnorm_jax.evaluation import evaluate as module
+from gradnorm_jax.evaluation import step
 from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream
 from gradnorm_jax.evaluation.records import ID, ScoredBatch, ScoreTable
@@ -82,8 +83,31 @@ def test_parts_that_are_done_are_not_read(tmp_path):
     (tmp_path / "cache" / "made" / "000000.safetensors").unlink()
     rest = dataclasses.replace(schedule, done=frozenset([0]))
     assert [batch.number for batch in stream.batches(rest)] == [2, 3, 4, 5]
-    with pytest.raises(ValueError, match="a cache is read in parts of 4, not 5"):
-        list(stream.batches(BatchSchedule(5)))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 7, 10, 16])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_batches_need_not_be_those_of_the_run(tmp_path, rows, size):
+    folder = open_folder(tmp_path)
+    stream = cached_stream(folder, "made", write(folder, "float32", rows).part_size)
+    batches = list(stream.batches(BatchSchedule(size)))
+    kept = [i for i in range(LENGTH) if i != BROKEN]
+    assert [i for batch in batches for i in batch.positions] == kept
+    assert [i for batch in batches for i in batch.ids] == [f"image-{i}" for i in kept]
+    assert [each.position for batch in batches for each in batch.excluded] == [BROKEN]
+    logits = [batch.data.logits[batch.mask] for batch in batches if batch.mask.any()]
+    np.testing.assert_array_equal(np.concatenate(logits), VALUES.logits[kept])
+
+
+def test_a_cache_can_be_read_with_less_data_and_other_devices(tmp_path, monkeypatch):
+    """Which makes batches of other sizes."""
+    data = {"id_data": inputs(11), "ood_data": {"far": inputs(9, 1)}, "detectors": ["msp"]}
+    fit = (inputs(100, 2), labels(100))
+    expected = evaluate(networks.build(), **data, fit=fit, cache="float32", out=tmp_path)
+    monkeypatch.setattr(step, "batch_mesh", lambda: networks.as_device_count(3))
+    result = evaluate_cache(tmp_path, detectors=["msp"])
+    for key, scores in expected.scores.items():
+        np.testing.assert_allclose(result.scores[key], scores, rtol=1e-6)
 
 
 def test_half_precision_rounds_to_nearest(tmp_path):
