@@ -6,7 +6,6 @@ its checksum is.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +14,12 @@ import numpy as np
 
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, HostBatch, pad_rows
-from gradnorm_jax.evaluation.records import ScoredBatch, ScoreTable, count_positions
+from gradnorm_jax.evaluation.records import (
+    ScoredBatch,
+    ScoreTable,
+    concatenate,
+    count_positions,
+)
 from gradnorm_jax.evaluation.storage import (
     Folder,
     checksum,
@@ -120,6 +124,8 @@ def cached_stream(
 ) -> DataStream:
     """The outputs kept of a data set, as a data set; its labels, ids and exclusions are the same.
 
+    Batches may be of any size, whatever that of the parts, `part_size`.
+
     Raises:
         ValueError: the run has not come to its end, or a file is damaged.
     """
@@ -129,16 +135,18 @@ def cached_stream(
             f"{folder.address} does not hold all of {name}; run the command that wrote it again"
         )
 
-    def batches(schedule: BatchSchedule) -> Iterator[HostBatch]:
-        if schedule.part_size != part_size:
-            raise ValueError(f"a cache is read in parts of {part_size}, not {schedule.part_size}")
-        numbers = schedule.taken(count_positions(table))
-        for part, members in itertools.groupby(numbers, schedule.part):
-            rows = _read(folder, name, part, read_part(folder, name, part))
-            for number in members:
-                yield _to_host_batch(number, schedule.batch_size, *rows)
-
     length = count_positions(table)
+
+    def batches(schedule: BatchSchedule) -> Iterator[HostBatch]:
+        size = schedule.batch_size
+        parts: dict[int, tuple[ScoreTable, Outputs]] = {}
+        for number in schedule.taken(length):
+            first, last = number * size, min(number * size + size - 1, length)
+            parts = {
+                part: parts.get(part) or _read(folder, name, part, read_part(folder, name, part))
+                for part in range(first // part_size, last // part_size + 1)
+            }
+            yield _to_host_batch(number, size, *_join([*parts.values()]))
 
     def identity() -> dict[str, Any]:
         return {"inputs": length, "sha256": digest(table)}
@@ -154,6 +162,14 @@ def _read(
     arrays = {key: array.astype(np.float32) for key, array in decode_arrays(content).items()}
     # A part that holds no input, the last perhaps, has neither.
     return table, Outputs(arrays.get("features"), arrays.get("logits"))  # type: ignore[arg-type]
+
+
+def _join(parts: Sequence[tuple[ScoreTable, Outputs]]) -> tuple[ScoreTable, Outputs]:
+    if len(parts) == 1:
+        return parts[0]
+    held = [outputs for _, outputs in parts if outputs.logits is not None]
+    outputs = jax.tree.map(lambda *x: np.concatenate(x), *held) if held else parts[0][1]
+    return concatenate([table for table, _ in parts]), outputs
 
 
 def _to_host_batch(number: int, size: int, table: ScoreTable, outputs: Outputs) -> HostBatch:

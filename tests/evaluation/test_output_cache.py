@@ -8,6 +8,7 @@ import pytest
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import Excluded
 from gradnorm_jax.evaluation import evaluate as module
+from gradnorm_jax.evaluation import step
 from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream
 from gradnorm_jax.evaluation.records import ID, ScoredBatch, ScoreTable
@@ -82,8 +83,31 @@ def test_parts_that_are_done_are_not_read(tmp_path):
     (tmp_path / "cache" / "made" / "000000.safetensors").unlink()
     rest = dataclasses.replace(schedule, done=frozenset([0]))
     assert [batch.number for batch in stream.batches(rest)] == [2, 3, 4, 5]
-    with pytest.raises(ValueError, match="a cache is read in parts of 4, not 5"):
-        list(stream.batches(BatchSchedule(5)))
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 7, 10, 16])
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_batches_need_not_be_those_of_the_run(tmp_path, rows, size):
+    folder = open_folder(tmp_path)
+    stream = cached_stream(folder, "made", write(folder, "float32", rows).part_size)
+    batches = list(stream.batches(BatchSchedule(size)))
+    kept = [i for i in range(LENGTH) if i != BROKEN]
+    assert [i for batch in batches for i in batch.positions] == kept
+    assert [i for batch in batches for i in batch.ids] == [f"image-{i}" for i in kept]
+    assert [each.position for batch in batches for each in batch.excluded] == [BROKEN]
+    logits = [batch.data.logits[batch.mask] for batch in batches if batch.mask.any()]
+    np.testing.assert_array_equal(np.concatenate(logits), VALUES.logits[kept])
+
+
+def test_a_cache_can_be_read_with_less_data_and_other_devices(tmp_path, monkeypatch):
+    """Which makes batches of other sizes."""
+    data = {"id_data": inputs(11), "ood_data": {"far": inputs(9, 1)}, "detectors": ["msp"]}
+    fit = (inputs(100, 2), labels(100))
+    expected = evaluate(networks.build(), **data, fit=fit, cache="float32", out=tmp_path)
+    monkeypatch.setattr(step, "batch_mesh", lambda: networks.as_device_count(3))
+    result = evaluate_cache(tmp_path, detectors=["msp"])
+    for key, scores in expected.scores.items():
+        np.testing.assert_allclose(result.scores[key], scores, rtol=1e-6)
 
 
 def test_half_precision_rounds_to_nearest(tmp_path):
@@ -134,10 +158,9 @@ def test_a_damaged_part_is_named_and_made_again(cached, tmp_path, damage, name):
     options = {"detectors": ["msp", "mahalanobis"], "out": tmp_path / "out"}
     with pytest.raises(
         ValueError,
-        match=rf"cache/{name}/000001\.safetensors is {problem}; delete it and run the command that",
+        match=rf"cache/{name}/000001\.safetensors is {problem}; run the command that wrote it again",
     ):
         evaluate_cache(folder, **options)
-    path.unlink(missing_ok=True)
     run()
     assert read_files(folder) == expected
     assert list(evaluate_cache(folder, **options).metrics) == ["msp", "mahalanobis"]
@@ -161,10 +184,13 @@ def test_a_cache_that_is_not_complete(cached, tmp_path, file, error, message):
 
 
 def test_a_damaged_head_is_named(cached):
-    folder, _ = cached
+    folder, run = cached
+    expected = read_files(folder)
     (folder / "cache" / "head.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"cache/head\.safetensors is damaged .*; delete it and"):
+    with pytest.raises(ValueError, match=r"cache/head\.safetensors is damaged; run the command"):
         evaluate_cache(folder, detectors=["msp"])
+    run()
+    assert read_files(folder) == expected
 
 
 def test_a_run_from_a_cache_resumes_and_is_known_by_it(cached, tmp_path):

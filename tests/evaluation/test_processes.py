@@ -124,15 +124,3 @@ def test_equal_runs_at_the_same_time_do_no_harm(environment, inputs, alone, tmp_
     out = tmp_path / "out"
     succeed(*(start(environment, *inputs, "--out", out) for _ in range(2)))
     assert read_files(out) == read_files(alone)
-
-
-def test_a_file_that_cannot_be_read_ends_its_process(environment, inputs, make_folder, tmp_path):
-    folder = make_folder(200, seed=6)
-    name = "103.png"
-    (folder / name).unlink()
-    (folder / name).symlink_to(tmp_path / "nowhere")
-    process = start(environment, *inputs, "--ood", f"other={folder}", "--out", tmp_path / "out")
-    ((stderr, _, status),) = end([process])
-    assert status == 1
-    assert "103.png" in stderr
-    assert "Traceback" not in stderr
