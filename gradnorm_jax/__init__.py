@@ -1,67 +1,96 @@
 """Gradient-space out-of-distribution detection in JAX.
 
-The functional core needs only JAX and NumPy. Flax and what reads data and writes reports are
-imported when they are first asked for.
+The functional core needs only JAX and NumPy. Everything is imported when it is first asked for, so
+that a command can take signals before that.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from gradnorm_jax import detectors
-from gradnorm_jax.detectors import DETECTORS, Batch, Detector, Fit, parse_detectors
-from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
-from gradnorm_jax.norms import combine_norms, entrywise_norm
-from gradnorm_jax.per_example import (
-    per_example_grad_norms,
-    per_example_grads,
-    per_example_reduce,
-)
-from gradnorm_jax.scores import (
-    energy,
-    feature_norm,
-    gradnorm,
-    gradnorm_by_autodiff,
-    gradnorm_of_parameters,
-    mahalanobis,
-    msp,
-    odin,
-    one_hot_prediction,
-    residual_norm,
-    smoothed_prediction,
-)
-from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
-from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
-
 if TYPE_CHECKING:
-    from gradnorm_jax import metrics, plots
+    from gradnorm_jax import detectors, metrics, plots
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
     from gradnorm_jax.data import array_stream, as_stream, batch_stream
     from gradnorm_jax.data.preprocess import Preprocess
+    from gradnorm_jax.detectors import DETECTORS, Batch, Detector, Fit, parse_detectors
     from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
     from gradnorm_jax.evaluation.records import Interrupted, Unfinished
     from gradnorm_jax.evaluation.report import Result
     from gradnorm_jax.fitted import Fitted, fit
+    from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
+    from gradnorm_jax.norms import combine_norms, entrywise_norm
+    from gradnorm_jax.per_example import (
+        per_example_grad_norms,
+        per_example_grads,
+        per_example_reduce,
+    )
+    from gradnorm_jax.scores import (
+        energy,
+        feature_norm,
+        gradnorm,
+        gradnorm_by_autodiff,
+        gradnorm_of_parameters,
+        mahalanobis,
+        msp,
+        odin,
+        one_hot_prediction,
+        residual_norm,
+        smoothed_prediction,
+    )
+    from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
+    from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("metrics", "plots")
+_SUBMODULES = ("detectors", "metrics", "plots")
 _LAZY = {
+    "Batch": "detectors",
+    "DETECTORS": "detectors",
+    "Detector": "detectors",
+    "Fit": "detectors",
     "Fitted": "fitted",
+    "Head": "types",
     "Interrupted": "evaluation.records",
+    "Model": "types",
+    "Outputs": "types",
     "Preprocess": "data.preprocess",
     "Result": "evaluation.report",
     "Unfinished": "evaluation.records",
+    "Variables": "types",
     "array_stream": "data",
     "as_stream": "data",
     "batch_stream": "data",
+    "class_moments": "statistics.class_moments",
+    "combine_norms": "norms",
+    "cross_entropy": "losses",
+    "energy": "scores",
+    "entrywise_norm": "norms",
     "evaluate": "evaluation.evaluate",
     "evaluate_cache": "evaluation.evaluate",
+    "feature_norm": "scores",
     "fit": "fitted",
     "from_apply": "adapters.apply",
     "from_linen": "adapters.linen",
     "from_nnx": "adapters.nnx",
+    "gradnorm": "scores",
+    "gradnorm_by_autodiff": "scores",
+    "gradnorm_of_parameters": "scores",
+    "head_parameters": "types",
+    "kl_to_uniform": "losses",
+    "mahalanobis": "scores",
+    "msp": "scores",
+    "odin": "scores",
+    "one_hot_prediction": "scores",
+    "parse_detectors": "detectors",
+    "per_example_grad_norms": "per_example",
+    "per_example_grads": "per_example",
+    "per_example_reduce": "per_example",
+    "residual_norm": "scores",
+    "smoothed_prediction": "scores",
+    "softmax_minus_uniform": "losses",
+    "tied_gaussians": "statistics.class_moments",
 }
-"""What is imported when it is first asked for, and where it is."""
+"""Where each public name is."""
 
 __version__ = "0.1.0"
 

@@ -4,12 +4,12 @@ import re
 
 
 def to_utf8(text: str) -> str:
-    r"""`text` that can be written: bytes that are not UTF-8, Python's lone surrogates, as `\xNN`."""
+    r"""`text` that can be written: lone surrogates, for bytes that are not UTF-8, as `\xNN`."""
     return re.sub("[\ud800-\udfff]", lambda found: _escape(found[0]), text)
 
 
 def printable(text: str) -> str:
-    r"""`text` on one line: line ends, control and invisible characters as `\n`, `\x1b`, `\u202e`."""
+    r"""`text` on one line: line ends, control and hidden characters as `\n`, `\x1b`, `\u202e`."""
     # A terminal acts upon some of them, and others hide what a name is.
     return "".join(c if c.isprintable() else _escape(c) for c in text)
 

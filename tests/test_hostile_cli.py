@@ -9,7 +9,8 @@ import zlib
 
 import pytest
 
-from gradnorm_jax.cli import commands, endings, main
+from gradnorm_jax.cli import commands, main
+from gradnorm_jax.cli.endings import Signals
 
 COMMAND = [sys.executable, "-m", "gradnorm_jax"]
 
@@ -52,8 +53,6 @@ def test_what_is_foreseen_is_one_sentence(monkeypatch, error, sentence):
 @pytest.mark.parametrize(
     ("error", "status", "sentence"),
     [
-        (KeyboardInterrupt(), 130, "gradnorm-jax: interrupted; run the same command again to"),
-        (endings.Terminated(), 75, "gradnorm-jax: stopped; run the same command again to resume"),
         (commands.Interrupted("stopped"), 75, "gradnorm-jax: stopped"),
         (ZeroDivisionError(), 70, "this should not have happened; please report the lines above"),
     ],
@@ -68,15 +67,14 @@ def test_other_ends(monkeypatch, capsys, error, status, sentence):
     assert ("Traceback" in said) == (status == 70)
 
 
-def test_sigterm_is_taken_at_once_or_when_polled():
-    terminator = endings.Terminator()
-    with terminator.installed(), pytest.raises(endings.Terminated):
+def test_sigterm_waits_once_it_is_polled_for():
+    signals = Signals()
+    before = signal.getsignal(signal.SIGTERM)
+    with signals.installed():
+        assert not signals.should_stop()
         signal.raise_signal(signal.SIGTERM)
-    terminator = endings.Terminator()
-    with terminator.installed():
-        assert not terminator.poll()
-        signal.raise_signal(signal.SIGTERM)
-        assert terminator.poll()
+        assert signals.should_stop()
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 @pytest.mark.parametrize(

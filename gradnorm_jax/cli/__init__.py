@@ -2,16 +2,16 @@
 
 import sys
 
-from gradnorm_jax.cli.endings import Terminator, sentences
+from gradnorm_jax.cli.endings import Signals, sentences
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Runs one command; see `gradnorm_jax.cli.endings.sentences` for how it ends."""
-    terminator = Terminator()
-    with sentences(), terminator.installed():
+    signals = Signals()
+    with sentences(), signals.installed():
         # Only now: it takes seconds, in which signals may come too.
         from gradnorm_jax.extras import needs_extra
 
         with needs_extra("data", "commands"):
             from gradnorm_jax.cli.commands import run
-        run(sys.argv[1:] if arguments is None else arguments, terminator.poll)
+        run(sys.argv[1:] if arguments is None else arguments, signals.should_stop)

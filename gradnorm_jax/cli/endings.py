@@ -30,55 +30,60 @@ _INTERRUPTED = 128 + signal.SIGINT
 _BROKEN_PIPE = 128 + signal.SIGPIPE
 
 
-class Terminated(BaseException):
-    """SIGTERM has come; no error, so that nothing takes it for one of its own."""
-
-
-class Terminator:
-    """What SIGTERM does: it ends the command, at once until `poll` is called, and then by that."""
+class Signals:
+    """What Ctrl-C and SIGTERM do: they end the command, the latter by `should_stop` once polled."""
 
     def __init__(self) -> None:
         """Nothing has come yet."""
         self._received = self._polled = False
 
-    def poll(self) -> bool:
+    def should_stop(self) -> bool:
         """Whether SIGTERM has come."""
         self._polled = True
         return self._received
 
-    def receive(self, *_: Any) -> None:
-        """Takes the signal."""
-        self._received = True
-        if not self._polled:
-            raise Terminated
-
     @contextlib.contextmanager
     def installed(self) -> Iterator[None]:
         """Takes signals until its body ends."""
-        before = signal.signal(signal.SIGTERM, self.receive)
+        handlers = {signal.SIGTERM: self._terminate, signal.SIGINT: self._interrupt}
+        before = {number: signal.signal(number, take) for number, take in handlers.items()}
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, take in before.items():
+                signal.signal(number, take)
+
+    def _terminate(self, *_: Any) -> None:
+        self._received = True
+        if not self._polled:
+            _leave(f"stopped; {RESUME}", os.EX_TEMPFAIL)
+
+    def _interrupt(self, *_: Any) -> None:
+        _leave(f"interrupted; {RESUME}", _INTERRUPTED)
+
+
+def _leave(sentence: str, status: int) -> None:
+    # Not by an exception, which may come wherever Python is called from C, to be lost there or to
+    # abort the process. Nothing is lost: files are written whole or not at all.
+    show_cursor = "\r\x1b[?25h" if os.isatty(2) else ""
+    with contextlib.suppress(OSError):
+        os.write(2, f"{show_cursor}gradnorm-jax: {sentence}\n".encode())
+    os._exit(status)
 
 
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
     """Ends the program as is fit for what its body raises.
 
-    Status 1 and a sentence: something is wrong with the input, or the machine. 75 (EX_TEMPFAIL):
-    the same command, run again, resumes. 130: Ctrl-C. 141: nobody reads the output any more. 70
-    (EX_SOFTWARE), with a traceback: an error of this library's own.
+    Status 1 and a sentence: something is wrong with the input, or the machine. 141: nobody reads
+    the output any more. 70 (EX_SOFTWARE), with a traceback: an error of this library's own. Beside
+    these, 75 (EX_TEMPFAIL) means that the same command, run again, resumes, and 130 Ctrl-C.
     """
     try:
         try:
             yield
         finally:
             sys.stdout.flush()
-    except Terminated:
-        _end(f"stopped; {RESUME}", os.EX_TEMPFAIL)
-    except KeyboardInterrupt:
-        _end(f"interrupted; {RESUME}", _INTERRUPTED)
     except FORESEEN as error:
         if isinstance(error, BrokenPipeError) and _is_stdout_broken():
             sys.exit(_BROKEN_PIPE)

@@ -109,14 +109,14 @@ def _read_csv(path: Path) -> list[tuple[str, int]]:
         )
     if columns.count("file") > 1 or columns.count("label") > 1:
         raise ValueError(
-            f"{path} has two columns that may be 'file' or 'label', {', '.join(map(repr, header))}: "
-            "remove one"
+            f"{path} has two columns that may be 'file' or 'label', "
+            f"{', '.join(map(repr, header))}: remove one"
         )
     for line, row in rows:
         if len(row) > len(columns):
             raise ValueError(
-                f"{path}, line {line} has {len(row)} entries, but there are {len(columns)} columns: "
-                "put quotes around a name with a comma"
+                f"{path}, line {line} has {len(row)} entries, but there are {len(columns)} "
+                "columns: put quotes around a name with a comma"
             )
     named = [(line, dict(itertools.zip_longest(columns, row))) for line, row in rows]
     return [

@@ -244,7 +244,7 @@ def _evaluate(
     process: tuple[int, int] = (0, 1),
     wait_seconds: float = 0.0,
 ) -> Result:
-    _check_options(batch_size, max_undecodable, process, out, cache)
+    _check_options(batch_size, max_undecodable, process, wait_seconds, out, cache)
     not_run = dict(not_run or {}) | _cannot_run(detectors, model, has_fit=FIT in streams)
     runnable = tuple(d for d in detectors if d.name not in not_run)
     if not runnable:
@@ -361,6 +361,7 @@ def _check_options(
     batch_size: int,
     max_undecodable: float,
     process: tuple[int, int],
+    wait_seconds: float,
     out: Any,
     cache: str | None,
 ) -> None:
@@ -372,6 +373,8 @@ def _check_options(
         raise ValueError(
             f"process must be (i, n) with 0 <= i < n, got {process}: number processes from 0"
         )
+    if not wait_seconds >= 0:
+        raise ValueError(f"wait_seconds must be at least 0, got {wait_seconds}")
     if out is None and (process[1] > 1 or cache):
         what = "several processes" if process[1] > 1 else "a cache"
         raise ValueError(f"{what} cannot share results kept in memory: give a folder (out)")
