@@ -35,7 +35,12 @@ def main(arguments: list[str] | None = None) -> None:
     logging.captureWarnings(True)
     # Modules of the user's own are named on the command line.
     sys.path.insert(0, os.getcwd())
-    options = tyro.cli(Command, prog="gradnorm-jax", args=arguments)
+    options = tyro.cli(
+        Command,
+        prog="gradnorm-jax",
+        description="Gradient-space out-of-distribution detection; --version tells the version.",
+        args=arguments,
+    )
     try:
         match options:
             case DemoOptions():
