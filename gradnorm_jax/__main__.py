@@ -3,19 +3,14 @@
 import sys
 
 import gradnorm_jax
-from gradnorm_jax.extras import needs_extra
+from gradnorm_jax import cli
 
 
 def main() -> None:
-    """Runs one command, if what commands need is installed."""
+    """Runs one command."""
     if sys.argv[1:] == ["--version"]:
         print(f"gradnorm-jax {gradnorm_jax.__version__}")
         return
-    try:
-        with needs_extra("data", "commands"):
-            from gradnorm_jax import cli
-    except ModuleNotFoundError as error:
-        sys.exit(f"gradnorm-jax: {error}")
     cli.main()
 
 

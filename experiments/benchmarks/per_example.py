@@ -99,9 +99,6 @@ def main(config: Config) -> None:
     shape = (config.batch_size, config.image_size, config.image_size, 3)
     images = jax.random.normal(jax.random.key(0), shape)
     params = jax.jit(network.init)(jax.random.key(1), images)["params"]
-    # The head starts at zero, and so would every gradient below it.
-    head = params["head"]["conv2d"]
-    head["kernel"] = jax.random.normal(jax.random.key(2), head["kernel"].shape) / 50
     programs = {
         name: jax.jit(function).lower(params, images).compile()
         for name, function in rows(config, network).items()

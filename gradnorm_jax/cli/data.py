@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import tyro
 
@@ -15,14 +15,12 @@ class PrepareOptions:
     """Prepare a data set for `tfds:NAME`: download it, convert it, or make it of your own images.
 
     Attributes:
-        action: what to do.
         name: of tfds, or inaturalist_ood, sun_ood or places_ood; with --from, of your choice.
         source: make the data set of these images: a folder, csv:FILE or list:FILE.
         data_dir: where data sets are; by default where tfds puts them.
         manual_dir: the folder with files that were downloaded by hand.
     """
 
-    action: tyro.conf.Positional[Literal["prepare"]]
     name: tyro.conf.Positional[str]
     source: Annotated[str | None, tyro.conf.arg(name="from")] = None
     data_dir: str | Path | None = None

@@ -133,7 +133,10 @@ def run_evaluate(
     process = _find_process(options)
     sources = _open_sources(options)
     model, preprocess, label_offset = _load(options)
-    decoding = {"workers": options.workers, "worker_processes": options.worker_processes}
+    decoding: dict[str, Any] = {
+        "workers": options.workers,
+        "worker_processes": options.worker_processes,
+    }
     streams = {name: as_stream(source, preprocess, **decoding) for name, source in sources.items()}
     return evaluate(
         model,

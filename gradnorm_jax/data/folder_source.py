@@ -95,7 +95,9 @@ def _relative_files(root: Path) -> Iterator[tuple[str, bool]]:
     while folders:
         below = folders.pop()
         if below and os.path.islink(root / below) and _is_inside_itself(root / below):
-            raise ValueError(f"{root / below} links back to a folder that holds it: remove the link")
+            raise ValueError(
+                f"{root / below} links back to a folder that holds it: remove the link"
+            )
         with os.scandir(root / below) as entries:
             for entry in entries:
                 if _holds(entry.is_dir):

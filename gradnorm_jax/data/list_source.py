@@ -11,7 +11,6 @@ from pathlib import Path
 from gradnorm_jax.data.folder_source import FileSource, some
 from gradnorm_jax.data.stream import UNKNOWN
 
-
 _COLUMNS = {"file": "file", "files": "file", "label": "label", "labels": "label"}
 
 

@@ -6,7 +6,7 @@ import functools
 import gc
 import os
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import grain
 import numpy as np
@@ -51,12 +51,18 @@ def source_stream(
     reason. An image file that cannot be read raises OSError while iterating: that is not a property
     of the image.
     """
+    classes = getattr(source, "classes", None)
+
+    def identity() -> dict[str, Any]:
+        known = {} if classes is None else {"classes": classes}
+        return {"inputs": len(source), **known, "sha256": source.fingerprint()}
+
     return DataStream(
         batches=functools.partial(_batches, source, preprocess, decoding),
         length=len(source),
-        identity=lambda: {"inputs": len(source), "sha256": source.fingerprint()},
+        identity=identity,
         ignored=source.ignored,
-        classes=getattr(source, "classes", None),
+        classes=classes,
     )
 
 

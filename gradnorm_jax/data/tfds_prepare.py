@@ -1,5 +1,6 @@
 """Making prepared data sets: downloads, conversions, and any source of one's own."""
 
+import contextlib
 import os
 import re
 import tempfile
@@ -18,9 +19,7 @@ from tensorflow_datasets.core.utils import py_utils, tqdm_utils
 from gradnorm_jax.data.ood_builders import OODBuilder
 from gradnorm_jax.data.source import Source
 from gradnorm_jax.data.tfds_source import expand, find_prepared, formats, place, prepare_command
-
-# Ten, as tfds has it, take minutes to tell that there is no network.
-downloader.MAX_RETRIES = 3
+from gradnorm_jax.text import to_utf8
 
 _ARRAY_RECORD = file_adapters.FileFormat.ARRAY_RECORD
 _INFO = "dataset_info.json"
@@ -144,7 +143,7 @@ class _SourceBuilder(adhoc_builder.AdhocBuilder, skip_registration=True):  # typ
 def _examples(source: Source) -> Iterator[tuple[int, dict[str, Any]]]:
     for index in range(len(source)):
         record = source[index]
-        yield index, {"image": record.data, "label": record.label, "file_name": record.id}
+        yield index, {"image": record.data, "label": record.label, "file_name": to_utf8(record.id)}
 
 
 def _download(
@@ -161,7 +160,8 @@ def _download(
     try:
         if config.manual_dir:
             _check_manual(builder, config.manual_dir)
-        builder.download_and_prepare(file_format=_ARRAY_RECORD, download_config=config)
+        with _few_retries():
+            builder.download_and_prepare(file_format=_ARRAY_RECORD, download_config=config)
     except ImportError as error:
         if "tensorflow" not in str(error):
             raise
@@ -173,6 +173,16 @@ def _download(
     except (AssertionError, OSError, tfds.download.DownloadError) as error:
         raise OSError(_cannot_prepare(builder, error, name, data_dir)) from error
     return _describe(name, builder, "prepared")
+
+
+@contextlib.contextmanager
+def _few_retries() -> Iterator[None]:
+    # Ten, as tfds has it, take minutes to tell that there is no network. It takes no argument.
+    before, downloader.MAX_RETRIES = downloader.MAX_RETRIES, 3
+    try:
+        yield
+    finally:
+        downloader.MAX_RETRIES = before
 
 
 def _check_manual(builder: tfds.core.DatasetBuilder, folder: str) -> None:

@@ -1,7 +1,6 @@
 """The main job: scores of ID and OOD inputs by all detectors, and how well they separate them."""
 
 import contextlib
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -13,6 +12,12 @@ from gradnorm_jax.data.preprocess import Prepare, get_preprocess
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded
 from gradnorm_jax.detectors import Detector, parse_detectors
+from gradnorm_jax.evaluation.checks import (
+    check_options,
+    check_parameters,
+    find_accuracy,
+    same_data,
+)
 from gradnorm_jax.evaluation.loop import Execution, Run, fit_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
@@ -20,7 +25,6 @@ from gradnorm_jax.evaluation.records import (
     ID,
     ScoreTable,
     Unfinished,
-    known_accuracy,
 )
 from gradnorm_jax.evaluation.report import Result
 from gradnorm_jax.evaluation.run_config import (
@@ -30,7 +34,7 @@ from gradnorm_jax.evaluation.run_config import (
     read_config,
 )
 from gradnorm_jax.evaluation.sinks import write_report
-from gradnorm_jax.evaluation.step import States, check_parameters, place_model
+from gradnorm_jax.evaluation.step import States, place_model
 from gradnorm_jax.evaluation.storage import Folder, open_folder
 from gradnorm_jax.metrics import evaluate_scores
 from gradnorm_jax.progress import Track, show_progress
@@ -170,16 +174,26 @@ def evaluate_cache(
     if config is None or not config.get("cache"):
         raise FileNotFoundError(f"{folder.address} holds no run with a cache; evaluate with one")
     chosen = parse_detectors(detectors)
-    names = [key for key in config["data"] if key != FIT or any(d.fit for d in chosen)]
-    part_size = config["batch_size"] * config["batches_per_part"]
+    try:
+        batch_size, label_offset = int(config["batch_size"]), int(config["label_offset"])
+        part_size = batch_size * int(config["batches_per_part"])
+        classes = {name: each.get("classes") for name, each in config["data"].items()}
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{folder.address}/{CONFIG} is damaged; run the command that wrote it in a new folder"
+        ) from error
     return _evaluate(
         read_head(folder),
-        {key: cached_stream(folder, key, part_size) for key in names},
+        {
+            key: cached_stream(folder, key, part_size, number)
+            for key, number in classes.items()
+            if key != FIT or any(d.fit for d in chosen)
+        },
         chosen,
         None,
         out=out,
-        batch_size=config["batch_size"],
-        facts={"of": config, "label_offset": config["label_offset"], "cache": None},
+        batch_size=batch_size,
+        facts={"of": config, "label_offset": label_offset, "cache": None},
         not_run={
             d.name: "it runs the network, of which the cache holds only the outputs"
             for d in chosen
@@ -240,6 +254,7 @@ def _evaluate(
         if stream.length == 0:
             raise ValueError(f"{name} holds no input; give at least one")
     check_parameters(model)
+    check_options(runnable, model)
     placed, placement = place_model(model, mesh)
     schedule = _make_schedule(batch_size, placement.mesh.size, streams.values(), process)
     folder = None if out is None else open_folder(out)
@@ -265,8 +280,12 @@ def _evaluate(
             for name, stream in streams.items()
             if name != FIT
         }
-        result = _compare(run, tables, runnable, facts["label_offset"])
-        result = dataclasses.replace(result, not_run=not_run, fit_excluded=fit_excluded)
+        found, metrics = _compare(run, tables, runnable)
+        accuracy, doubts = find_accuracy(
+            found[ID], model, facts["label_offset"], streams[ID].classes
+        )
+        warnings = [*same_data(streams), *doubts]
+        result = Result(found, metrics, accuracy, not_run, fit_excluded, warnings)
         if folder is not None:
             if kept is not None:
                 write_head(folder, model)
@@ -278,8 +297,7 @@ def _compare(
     run: Run,
     tables: Mapping[str, ScoreTable | None],
     detectors: Sequence[Detector],
-    label_offset: int,
-) -> Result:
+) -> tuple[Mapping[str, ScoreTable], dict[str, dict[str, Any]]]:
     found = {name: table for name, table in tables.items() if table is not None}
     if len(found) < len(tables):
         process, processes = run.execution.schedule.process, run.execution.schedule.processes
@@ -293,7 +311,7 @@ def _compare(
         metrics[detector][name] = evaluate_scores(
             found[ID].scores[detector], found[name].scores[detector]
         )
-    return Result(found, metrics, known_accuracy(found[ID], label_offset))
+    return found, metrics
 
 
 def _cannot_run(detectors: Sequence[Detector], model: Model, *, has_fit: bool) -> dict[str, str]:

@@ -32,8 +32,9 @@ from gradnorm_jax.evaluation.step import (
     put_states,
     score_batch,
 )
-from gradnorm_jax.evaluation.storage import Folder, read_table
+from gradnorm_jax.evaluation.storage import Folder
 from gradnorm_jax.progress import Track, no_progress
+from gradnorm_jax.text import to_utf8
 from gradnorm_jax.types import Model, head_parameters
 
 Item = TypeVar("Item")
@@ -155,9 +156,9 @@ def _to_scored_batch(
         _check_finite(problem, batch.ids, finite[mask])
         predictions = found[mask].astype(np.int32)
         scores = {key: value[mask] for key, value in values.items()}
-    table = ScoreTable(
-        batch.positions, batch.ids, batch.labels, predictions, scores, batch.excluded
-    )
+    ids = list(map(to_utf8, batch.ids))
+    excluded = [each._replace(id=to_utf8(each.id)) for each in batch.excluded]
+    table = ScoreTable(batch.positions, ids, batch.labels, predictions, scores, excluded)
     for detector, column in scores.items():
         problem = f"{detector} gives scores that are not finite on {name}"
         _check_finite(problem, table.ids, np.isfinite(column))
@@ -206,9 +207,9 @@ def score_data(
     schedule, states = run.execution.schedule, put_states(states, run.execution.placement)
     sink: Sink = MemorySink()
     if run.folder is not None:
-        table = read_table(run.folder, name, schedule.part_size)
         sink = FolderSink(run.folder, name, schedule, run.cache)
-        if table is not None and sink.holds_all():
+        table = sink.finish() if sink.is_whole() else None
+        if table is not None:
             return _checked(run, name, stream, table)
     for batch in score(name, stream, run.model, states, detectors, _without(run, sink.done())):
         sink.write(batch)
@@ -236,8 +237,8 @@ def fit_data(
         for batch in score(FIT, stream, run.model, {}, (), _without(run, done)):
             statistics = update_statistics(fits, statistics, batch)
             sink.write(batch)
+            batches = batch.number + 1
             if files is not None:
-                batches = batch.number + 1
                 files.save(batches, statistics)
         table = sink.finish()
         if files is not None:
@@ -263,5 +264,6 @@ def _checked(run: Run, name: str, stream: DataStream, table: ScoreTable) -> Scor
     if not len(table.positions):
         first = "; the first: " + ": ".join(table.excluded[0][:2]) if table.excluded else ""
         raise ValueError(f"none of the inputs of {name} can be used{first}")
-    ignored = [Excluded(file, "not an image by its name") for file in stream.ignored]
+    reason = "not an image by its name or kind"
+    ignored = [Excluded(to_utf8(file), reason) for file in stream.ignored]
     return table._replace(excluded=[*ignored, *table.excluded])

@@ -7,7 +7,7 @@ its checksum is.
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,8 +20,8 @@ from gradnorm_jax.evaluation.storage import (
     Folder,
     checksum,
     decode_arrays,
+    digest,
     encode_arrays,
-    list_parts,
     read_part,
     read_table,
 )
@@ -43,10 +43,6 @@ class OutputCache:
     folder: Folder
     dtype: str
 
-    def parts(self, name: str) -> frozenset[int]:
-        """The parts of a data set that are there."""
-        return list_parts(self.folder, f"cache/{name}/")
-
     def write(self, name: str, part: int, batches: Sequence[ScoredBatch]) -> str:
         """Writes the outputs of one part's batches; returns their checksum."""
         rows = [
@@ -63,6 +59,26 @@ class OutputCache:
         self.folder.write(_file(name, part), content)
         return checksum(content)
 
+    def read(self, name: str, part: int, facts: Mapping[str, Any]) -> bytes:
+        """The file of one part's outputs.
+
+        Args:
+            name: of the data set.
+            part: which.
+            facts: what was noted beside the rows of the part.
+
+        Raises:
+            ValueError: it is damaged or missing.
+        """
+        content = self.folder.read(_file(name, part))
+        if content is None or checksum(content) != facts.get("outputs"):
+            problem = "missing" if content is None else "damaged"
+            raise ValueError(
+                f"{self.folder.address}/{_file(name, part)} is {problem}; run the command that "
+                "wrote it again"
+            )
+        return content
+
 
 def write_head(folder: Folder, model: Model) -> None:
     """Keeps the last layer, which some scores need beside the outputs."""
@@ -78,24 +94,34 @@ def read_head(folder: Folder) -> Model:
 
     Raises:
         FileNotFoundError: there is none.
+        ValueError: it is damaged.
     """
     content = folder.read(_HEAD)
     if content is None:
         raise FileNotFoundError(
             f"{folder.address} holds no whole cache; evaluate into it with a cache first"
         )
-    params = decode_arrays(content)
+    try:
+        params = decode_arrays(content)
+        if params and params["kernel"].ndim != 2:
+            raise ValueError("it holds no kernel")
+    except Exception as error:  # of a reader of damaged files, whatever it raises
+        raise ValueError(
+            f"{folder.address}/{_HEAD} is damaged; run the command that wrote it again"
+        ) from error
     head = None
     if params:
         head = Head(("kernel",), ("bias",) if "bias" in params else None)
     return Model(jax.tree_util.Partial(_no_network), Variables(params), head)
 
 
-def cached_stream(folder: Folder, name: str, part_size: int) -> DataStream:
+def cached_stream(
+    folder: Folder, name: str, part_size: int, classes: int | None = None
+) -> DataStream:
     """The outputs kept of a data set, as a data set; its labels, ids and exclusions are the same.
 
     Raises:
-        ValueError: the run has not come to its end.
+        ValueError: the run has not come to its end, or a file is damaged.
     """
     table = read_table(folder, name, part_size)
     if table is None:
@@ -112,21 +138,22 @@ def cached_stream(folder: Folder, name: str, part_size: int) -> DataStream:
             for number in members:
                 yield _to_host_batch(number, schedule.batch_size, *rows)
 
-    return DataStream(batches, count_positions(table), lambda: {"cache": folder.address})
+    length = count_positions(table)
+
+    def identity() -> dict[str, Any]:
+        return {"inputs": length, "sha256": digest(table)}
+
+    return DataStream(batches, length, identity, classes=classes)
 
 
 def _read(
     folder: Folder, name: str, part: int, scored: tuple[ScoreTable, dict[str, Any]]
 ) -> tuple[ScoreTable, Outputs]:
     table, facts = scored
-    content = folder.read(_file(name, part))
-    if content is None or checksum(content) != facts.get("outputs"):
-        raise ValueError(
-            f"{folder.address}/{_file(name, part)} is {'damaged' if content else 'missing'}; "
-            "delete it and run the command that wrote it again"
-        )
+    content = OutputCache(folder, "float32").read(name, part, facts)
     arrays = {key: array.astype(np.float32) for key, array in decode_arrays(content).items()}
-    return table, Outputs(arrays.get("features"), arrays["logits"])  # type: ignore[arg-type]
+    # A part that holds no input, the last perhaps, has neither.
+    return table, Outputs(arrays.get("features"), arrays.get("logits"))  # type: ignore[arg-type]
 
 
 def _to_host_batch(number: int, size: int, table: ScoreTable, outputs: Outputs) -> HostBatch:

@@ -79,13 +79,5 @@ def count_positions(table: ScoreTable) -> int:
     return len(table.positions) + sum(each.position >= 0 for each in table.excluded)
 
 
-def known_accuracy(table: ScoreTable, label_offset: int = 0) -> float | None:
-    """Top-1 accuracy on the rows with a known label k, which is logit k + `label_offset`."""
-    known = table.labels >= 0
-    if not known.any():
-        return None
-    return float((table.predictions[known] == table.labels[known] + label_offset).mean())
-
-
 Statistics = dict[str, Any]
 """What fitted detectors have learned so far, by their names."""

@@ -15,6 +15,7 @@ import rich.text
 from gradnorm_jax.data.stream import Excluded
 from gradnorm_jax.evaluation.records import FIT, ID, ScoreTable
 from gradnorm_jax.metrics import Estimate, Metrics
+from gradnorm_jax.text import escape_markdown, printable
 
 HEADLINE = {
     "FPR95 ↓": "fpr_at_95_tpr_id_positive",
@@ -47,9 +48,11 @@ class Result:
     Attributes:
         tables: scores of the in-distribution inputs under the name "ID", then of each OOD set.
         metrics: by detector and OOD set.
-        accuracy: fraction of ID inputs with a known label that is predicted; None if none is known.
+        accuracy: fraction of ID inputs with a known label that is predicted; None if that cannot be
+            known.
         not_run: why a detector was left out, by its name.
         fit_excluded: the training inputs that could not be used.
+        warnings: a sentence on everything that may not be as it seems.
     """
 
     tables: Mapping[str, ScoreTable]
@@ -57,6 +60,7 @@ class Result:
     accuracy: float | None = None
     not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
     fit_excluded: Sequence[Excluded] = ()
+    warnings: Sequence[str] = ()
 
     def __getitem__(self, key: tuple[str, str]) -> Metrics:
         """The metrics of `(detector, OOD set)`; KeyError that lists both if there are none."""
@@ -139,8 +143,9 @@ def data_sets(result: Result) -> list[str]:
 
 
 def remarks(result: Result) -> list[str]:
-    """A sentence on each detector and input that the tables leave out."""
-    lines = [f"{detector} was not run: {why}." for detector, why in result.not_run.items()]
+    """The warnings, and a sentence on each detector and input that the tables leave out."""
+    lines = [*result.warnings]
+    lines += [f"{detector} was not run: {why}." for detector, why in result.not_run.items()]
     excluded = {name: table.excluded for name, table in result.tables.items()}
     for name, inputs in {**excluded, FIT: result.fit_excluded}.items():
         # Those that look like images and are not come first: they are the surprise.
@@ -159,9 +164,9 @@ def to_rich(result: Result) -> rich.table.Table:
     shown.add_column(header[0])
     shown.add_column("in %")
     for name in header[1:]:
-        shown.add_column(rich.text.Text(name), justify="right")
+        shown.add_column(rich.text.Text(printable(name)), justify="right")
     for detector, *cells in rows:
-        shown.add_row(rich.text.Text(detector), "\n".join(HEADLINE), *cells)
+        shown.add_row(rich.text.Text(printable(detector)), "\n".join(HEADLINE), *cells)
     return shown
 
 
@@ -171,7 +176,8 @@ def to_text(result: Result) -> str:
     # Wide enough for any table: text is not wrapped by whoever prints it.
     width = 40 + 14 * len(result.tables) + max(map(len, [*result.metrics, *result.not_run, ""]))
     rich.console.Console(file=file, width=width).print(to_rich(result))
-    return "\n".join([file.getvalue().rstrip(), *data_sets(result), *remarks(result)])
+    lines = map(printable, [*data_sets(result), *remarks(result)])
+    return "\n".join([file.getvalue().rstrip(), *lines])
 
 
 def to_html(result: Result) -> str:
@@ -179,22 +185,24 @@ def to_html(result: Result) -> str:
     header, rows = headline_table(result)
 
     def row(tag: str, cells: Iterable[str]) -> str:
-        shown = "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
+        shown = "".join(f"<{tag}>{html.escape(printable(cell))}</{tag}>" for cell in cells)
         return f"<tr>{shown}</tr>"
 
     body = "".join(row("td", cells) for cells in rows)
-    lines = "".join(f"<li>{html.escape(x)}</li>" for x in data_sets(result) + remarks(result))
+    said = map(printable, data_sets(result) + remarks(result))
+    lines = "".join(f"<li>{html.escape(line)}</li>" for line in said)
     return (
         f"<table><caption>{html.escape(CAPTION)}</caption><thead>{row('th', header)}</thead>"
         f"<tbody>{body}</tbody></table><ul>{lines}</ul>"
     )
 
 
-def to_markdown(table: Table) -> str:
-    """A table in GitHub's Markdown."""
-    aligned = [":---", *["---:"] * (len(table.header) - 1)]
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (table.header, *table.rows)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [cells[0], aligned, *cells[1:]])
+def to_markdown(table: Table, names: int = 1) -> str:
+    """A table in GitHub's Markdown, the first columns of which hold names."""
+    header = list(map(escape_markdown, table.header))
+    aligned = [":---", *["---:"] * (len(header) - 1)]
+    rows = [[*map(escape_markdown, row[:names]), *row[names:]] for row in table.rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [header, aligned, *rows])
 
 
 def summary(result: Result) -> str:
@@ -203,11 +211,11 @@ def summary(result: Result) -> str:
         "# Out-of-distribution detection",
         CAPTION,
         to_markdown(headline_table(result)),
-        "\n".join(f"- {line}" for line in data_sets(result)),
-        "\n".join(f"- {line}" for line in remarks(result)),
+        "\n".join(f"- {escape_markdown(line)}" for line in data_sets(result)),
+        "\n".join(f"- {escape_markdown(line)}" for line in remarks(result)),
         "## All metrics",
         "In percent, with 95 % intervals (DeLong's for AUROC, bootstrap for the others).",
-        to_markdown(full_table(result)),
+        to_markdown(full_table(result), names=2),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
@@ -222,6 +230,7 @@ def to_dict(result: Result) -> dict[str, Any]:
             FIT: _list(result.fit_excluded),
         },
         "not_run": dict(result.not_run),
+        "warnings": list(result.warnings),
         "metrics": {
             detector: {name: dataclasses.asdict(cell) for name, cell in cells.items()}
             for detector, cells in result.metrics.items()

@@ -99,7 +99,7 @@ def read_config(folder: Folder) -> RunConfig | None:
         config = json.loads(content)
         if not (isinstance(config, dict) and isinstance(config.get("versions"), dict)):
             raise ValueError("it describes no run")
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{folder.address}/{CONFIG} is not that of a run: {error}") from error
     return config
 
@@ -137,12 +137,20 @@ def find_differences(stored: RunConfig, config: RunConfig) -> str:
     """What a stored description has otherwise than `config`, or lacks; "" if nothing."""
     old, new = (_flatten(json.loads(to_json(each))) for each in (stored, config))
     differing = [
-        f"{key} is {old.get(key)!r} there and {value!r} now"
-        for key, value in new.items()
-        if old.get(key) != value
+        _difference(key, old.get(key), value) for key, value in new.items() if old.get(key) != value
     ]
     differing += [f"{key} is {old[key]!r} there and missing now" for key in old if key not in new]
     return ", ".join(differing[:_LISTED]) + (", ..." if len(differing) > _LISTED else "")
+
+
+def _difference(key: str, stored: Any, now: Any) -> str:
+    match key.split("."):
+        case ["data", *name, "sha256"]:
+            return (
+                f"the data of {'.'.join(name)} are others (content, or names, labels, sizes or "
+                "modification times of files)"
+            )
+    return f"{key} is {stored!r} there and {now!r} now"
 
 
 def _flatten(value: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -28,12 +28,12 @@ from gradnorm_jax.evaluation.records import (
 from gradnorm_jax.evaluation.report import Result, summary, to_dict
 from gradnorm_jax.evaluation.storage import (
     Folder,
-    damage_errors,
     decode_arrays,
     encode_arrays,
     encode_rows,
     list_parts,
     part_file,
+    read_part,
     read_table,
     rows_folder,
     to_json,
@@ -94,15 +94,17 @@ class FolderSink:
         """
         self._folder, self._name, self._schedule, self._cache = folder, name, schedule, cache
         self._batches: list[ScoredBatch] = []
+        parts = list_parts(folder, rows_folder(name))
+        self._found = frozenset(p for p in parts if p % schedule.processes == schedule.process)
+        self._whole = frozenset(filter(self._is_whole, self._found))
 
     def done(self) -> frozenset[int]:
-        """The parts that are there."""
-        parts = list_parts(self._folder, rows_folder(self._name))
-        return parts & self._cache.parts(self._name) if self._cache else parts
+        """The parts of this process that were there, and whole, at the start."""
+        return self._whole
 
-    def holds_all(self) -> bool:
-        """Whether no part whose rows are there lacks its features and logits."""
-        return self.done() == list_parts(self._folder, rows_folder(self._name))
+    def is_whole(self) -> bool:
+        """Whether all that this process had written is whole."""
+        return self._whole == self._found
 
     def write(self, batch: ScoredBatch) -> None:
         """Takes a batch, and writes the part that is finished by it."""
@@ -114,6 +116,16 @@ class FolderSink:
         """Writes the last part, and reads all of them."""
         self._write_part()
         return read_table(self._folder, self._name, self._schedule.part_size)
+
+    def _is_whole(self, part: int) -> bool:
+        try:
+            _, facts = read_part(self._folder, self._name, part)
+            if self._cache:
+                self._cache.read(self._name, part, facts)
+        except ValueError as error:
+            logging.getLogger(__name__).warning("%s; now it is written again", error)
+            return False
+        return True
 
     def _write_part(self) -> None:
         if not self._batches:
@@ -166,7 +178,8 @@ class StatisticsFiles:
         if not complete and (batches % self.schedule.batches_per_part or not late):
             return
         process, processes = self.schedule.process, self.schedule.processes
-        parts = batches // self.schedule.batches_per_part
+        # The last part of all may not be full.
+        parts = -(-batches // self.schedule.batches_per_part)
         count = len(range(process, parts, processes))
         leaves = {f"{i}": leaf for i, leaf in enumerate(jax.tree.leaves(statistics))}
         facts = {"parts": np.array([count]), "complete": np.array([complete])}
@@ -206,7 +219,7 @@ class StatisticsFiles:
             leaves = [arrays[f"{i}"] for i in range(len(jax.tree.leaves(self.zero)))]
             statistics = jax.tree.unflatten(jax.tree.structure(self.zero), leaves)
             return int(arrays["parts"][0]), bool(arrays["complete"][0]), statistics
-        except damage_errors() as error:
+        except Exception as error:  # of readers of damaged files, whatever they raise
             raise ValueError(
                 f"{self.folder.address}/{self._file(process)} is damaged "
                 f"({type(error).__name__}); delete it and run the same command again"

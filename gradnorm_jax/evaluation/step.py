@@ -11,7 +11,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gradnorm_jax.data.preprocess import Prepare, to_network_input
 from gradnorm_jax.detectors import Batch, Detector
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, map_batch, replicated
-from gradnorm_jax.tree import listing, non_finite
 from gradnorm_jax.types import Model, Outputs
 
 States = Mapping[str, Any]
@@ -117,19 +116,6 @@ def _finite_rows(arrays: Any) -> jax.Array:
         if jnp.issubdtype(x.dtype, jnp.inexact)
     ]
     return functools.reduce(jnp.logical_and, rows)
-
-
-def check_parameters(model: Model) -> None:
-    """Raises ValueError that names the parameters in which a number is not finite.
-
-    Of other arrays, such as batch statistics and masks, none may be NaN.
-    """
-    bad = [*non_finite(model.params), *non_finite(model.state, allow_infinity=True)]
-    if bad:
-        raise ValueError(
-            f"the model's arrays hold numbers that are not finite: {listing(bad)}; training has "
-            "diverged, or they were loaded from a damaged file"
-        )
 
 
 def put_batch(data: Any, placement: Placement) -> Any:

@@ -121,12 +121,17 @@ def to_json(content: Any) -> bytes:
 def encode_rows(table: ScoreTable, facts: Mapping[str, Any]) -> bytes:
     """A Parquet file with a checksum for every page.
 
-    What has no column is in the metadata: the excluded inputs, and `facts` (JSON).
+    What has no column is in the metadata: the excluded inputs, `facts` (JSON), and a checksum of
+    everything.
     """
     import pyarrow.parquet
 
     columns = dict(zip(_COLUMNS, table[:4], strict=True)) | dict(table.scores)
-    metadata = {"excluded": json.dumps(table.excluded), "facts": json.dumps(facts)}
+    metadata = {
+        "excluded": json.dumps(table.excluded),
+        "facts": json.dumps(facts),
+        "sha256": digest(table, facts),
+    }
     arrow = pyarrow.table(columns).replace_schema_metadata(metadata)
     file = io.BytesIO()
     pyarrow.parquet.write_table(arrow, file, write_page_checksum=True)
@@ -134,7 +139,7 @@ def encode_rows(table: ScoreTable, facts: Mapping[str, Any]) -> bytes:
 
 
 def decode_rows(content: bytes) -> tuple[ScoreTable, dict[str, Any]]:
-    """The inverse of `encode_rows`; one of `damage_errors()` if the file is damaged."""
+    """The inverse of `encode_rows`; an exception of any kind if the file is damaged."""
     import pyarrow.parquet
 
     arrow = pyarrow.parquet.read_table(
@@ -150,7 +155,20 @@ def decode_rows(content: bytes) -> tuple[ScoreTable, dict[str, Any]]:
         {n: arrow[n].to_numpy() for n in arrow.column_names if n not in _COLUMNS},
         [Excluded(*each) for each in json.loads(metadata[b"excluded"])],
     )
-    return table, dict(json.loads(metadata[b"facts"]))
+    facts = dict(json.loads(metadata[b"facts"]))
+    if digest(table, facts).encode() != metadata[b"sha256"]:
+        raise ValueError("it is not what was written")
+    return table, facts
+
+
+def digest(table: ScoreTable, facts: Mapping[str, Any] | None = None) -> str:
+    """The SHA-256, in hexadecimal digits, of all that `encode_rows` writes."""
+    words = json.dumps([table.ids, table.excluded, list(table.scores), facts])
+    total = hashlib.sha256(words.encode())
+    for array in (table.positions, table.labels, table.predictions, *table.scores.values()):
+        total.update(f"{array.dtype}".encode())
+        total.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return total.hexdigest()
 
 
 def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
@@ -168,21 +186,13 @@ def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
 
 
 def decode_arrays(content: bytes) -> dict[str, np.ndarray]:
-    """The inverse of `encode_arrays`; one of `damage_errors()` if the file is damaged."""
+    """The inverse of `encode_arrays`; an exception of any kind if the file is damaged."""
     import safetensors.numpy
 
     return {
         name.removesuffix(_AS_BITS): array.view(_BFLOAT16) if name.endswith(_AS_BITS) else array
         for name, array in safetensors.numpy.load(content).items()
     }
-
-
-def damage_errors() -> tuple[type[Exception], ...]:
-    """What decoding a damaged file raises."""
-    import pyarrow
-    import safetensors
-
-    return pyarrow.ArrowException, safetensors.SafetensorError, OSError, ValueError, KeyError
 
 
 def checksum(content: bytes) -> str:
@@ -218,10 +228,10 @@ def read_part(folder: Folder, name: str, part: int) -> tuple[ScoreTable, dict[st
         if content is None:
             raise ValueError("it is gone")
         return decode_rows(content)
-    except damage_errors() as error:
+    except Exception as error:  # of readers of damaged files, whatever they raise
         raise ValueError(
-            f"{folder.address}/{part_file(name, part)} is damaged ({type(error).__name__}); delete "
-            "it and run the command that wrote it again"
+            f"{folder.address}/{part_file(name, part)} is damaged ({type(error).__name__}); run "
+            "the command that wrote it again"
         ) from error
 
 

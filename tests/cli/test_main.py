@@ -1,6 +1,4 @@
-import os
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -10,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gradnorm_jax import cli
-from gradnorm_jax.evaluation.records import Interrupted
+from gradnorm_jax.cli import commands
 from gradnorm_jax.models import init_model, save_weights
 from tests.evaluation.processes import evaluate_command
 
@@ -158,7 +156,7 @@ def test_errors_of_the_runtime_are_one_sentence(inputs, monkeypatch):
         def fail(*arguments, error=error, **options):
             raise error
 
-        monkeypatch.setattr(cli, "run_evaluate", fail)
+        monkeypatch.setattr(commands, "run_evaluate", fail)
         with pytest.raises(SystemExit) as ended:
             cli.main(arguments(inputs, out="nowhere"))
         assert ended.value.code == f"gradnorm-jax: {sentence}"
@@ -178,33 +176,13 @@ RUNTIME_ERRORS = [
 ]
 
 
-def test_what_is_not_done_yet_has_its_status(inputs, monkeypatch, capsys):
-    def fail(*arguments, **options):
-        raise Interrupted("stopped; run the same command again to resume")
-
-    monkeypatch.setattr(cli, "run_evaluate", fail)
-    with pytest.raises(SystemExit) as ended:
-        cli.main(arguments(inputs, out="nowhere"))
-    assert ended.value.code == os.EX_TEMPFAIL
-    assert capsys.readouterr().err == (
-        "gradnorm-jax: stopped; run the same command again to resume\n"
-    )
-
-
-def test_sigterm_is_noted():
-    before = signal.getsignal(signal.SIGTERM)
-    with cli.stop_on_sigterm() as should_stop:
-        assert not should_stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert should_stop()
-        assert should_stop()
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
-def test_off_a_cluster_the_processes_must_be_numbered(inputs, tmp_path, monkeypatch):
-    def fail():
-        raise ValueError("coordinator_address should be defined.")
-
-    monkeypatch.setattr(jax.distributed, "initialize", fail)
-    with pytest.raises(SystemExit, match=r"no cluster that JAX recognises .* --process I/N$"):
+def test_off_a_cluster_the_processes_must_be_numbered(inputs, tmp_path):
+    with pytest.raises(SystemExit, match="neither srun, nor mpirun, .* --process I/N$"):
         cli.main(arguments(inputs, out=tmp_path, distributed="auto"))
+
+
+def test_a_launcher_numbers_the_processes(inputs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("SLURM_PROCID", "1")
+    monkeypatch.setenv("SLURM_NTASKS", "2")
+    cli.main(arguments(inputs, out=tmp_path, distributed="auto"))
+    assert "process 1 of 2 has done its share" in capsys.readouterr().err

@@ -11,7 +11,6 @@ from tests.evaluation.processes import (
     one_device,
     read_files,
     start,
-    start_all,
     succeed,
     wait_for,
 )
@@ -78,7 +77,8 @@ def test_eight_devices_give_the_same_table(environment, arguments, alone, tmp_pa
 
 
 def test_two_processes_give_the_same_table(environment, arguments, alone, tmp_path):
-    succeed(*start_all(environment, 2, *arguments, "--out", tmp_path / "out"))
+    command = [*arguments, "--out", tmp_path / "out"]
+    succeed(*(start(environment, *command, "--process", f"{i}/2") for i in range(2)))
     assert table(tmp_path / "out") == table(alone)
 
 

@@ -3,12 +3,10 @@
 import jax
 import numpy as np
 import pytest
-from gradnorm_jax.data.sources import FileSource, open_source
-from gradnorm_jax.evaluation.passes import Execution, score_feed
-from gradnorm_jax.evaluation.scoring import image_feed
 
+from gradnorm_jax.data.folder_source import FileSource
+from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import get_preprocess
-from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import evaluate
 from gradnorm_jax.models import load_model
 from gradnorm_jax.sharding import batch_mesh
@@ -30,13 +28,16 @@ def some(source, step):
 @pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 1), (64, 1), (64, 2), (64, 8)])
 def test_autodiff_and_closed_form_agree_on_every_image(shared_data, model, batch_size, devices):
     source = some(open_source(f"csv:{shared_data}/imagenet/id_val.csv"), 20)
-    table = score_feed(
+    detectors = ["gradnorm", "gradnorm(autodiff=True)"]
+    table = evaluate(
         model,
-        {},
-        image_feed("ID", source, CROP224),
-        parse_detectors(["gradnorm", "gradnorm(autodiff=True)"]),
-        Execution(mesh=batch_mesh(jax.devices()[:devices]), batch_size=batch_size),
-    )
+        source,
+        {"same": source},
+        detectors=detectors,
+        preprocess=CROP224,
+        batch_size=batch_size,
+        mesh=batch_mesh(jax.devices()[:devices]),
+    ).tables["ID"]
     assert table.ids == list(source.ids)
     np.testing.assert_allclose(
         table.scores["gradnorm"], table.scores["gradnorm(autodiff=True)"], rtol=1e-6
@@ -47,13 +48,13 @@ def test_what_an_independent_implementation_found(shared_data, model):
     folder = shared_data / "imagenet"
     evaluation = evaluate(
         model,
-        preprocess=CROP224,
-        id_source=some(open_source(f"csv:{folder}/id_val.csv"), 4),
-        ood_sources={
+        some(open_source(f"csv:{folder}/id_val.csv"), 4),
+        {
             name: some(open_source(str(folder / f"ood_{name}")), 4)
             for name in ("textures", "scenes")
         },
-        detectors=parse_detectors(["energy", "gradnorm"]),
+        detectors=["energy", "gradnorm"],
+        preprocess=CROP224,
         label_offset=1,
     )
     assert 0.72 < evaluation.accuracy < 0.85

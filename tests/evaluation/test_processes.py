@@ -128,7 +128,7 @@ def test_equal_runs_at_the_same_time_do_no_harm(environment, inputs, alone, tmp_
 
 def test_a_file_that_cannot_be_read_ends_its_process(environment, inputs, make_folder, tmp_path):
     folder = make_folder(200, seed=6)
-    name = "103.png"  # is not among those that tell sources apart
+    name = "103.png"
     (folder / name).unlink()
     (folder / name).symlink_to(tmp_path / "nowhere")
     process = start(environment, *inputs, "--ood", f"other={folder}", "--out", tmp_path / "out")

@@ -1,4 +1,5 @@
 import json
+import os
 
 import jax
 import pytest
@@ -51,9 +52,11 @@ def test_a_run_that_came_to_nothing_leaves_nothing_that_may_be_anothers(tmp_path
 
 def test_differences():
     assert find_differences(CONFIG, CONFIG | {"sets": ("a",)}) == ""
-    assert find_differences({}, {"weights": 1}) == "weights is None there and 1 now"
-    assert find_differences({"weights": 1}, {}) == "weights is 1 there and missing now"
-    assert find_differences({}, dict.fromkeys("abcd", 1)).endswith("c is None there and 1 now, ...")
+    more = CONFIG | {"weights": 1}
+    assert find_differences(CONFIG, more) == "weights is None there and 1 now"
+    assert find_differences(more, CONFIG) == "weights is 1 there and missing now"
+    many = find_differences(CONFIG, CONFIG | dict.fromkeys("abcd", 1))
+    assert many.endswith("c is None there and 1 now, ...")
 
 
 def test_versions_and_devices_are_told():
@@ -83,11 +86,12 @@ def test_sources_are_told_apart(make_folder):
     first = told()
     assert first["inputs"] == 70
     assert first == told()
-    path = folder / "class0" / "000.png"
-    content = path.read_bytes()
+    path = folder / "class1" / "037.png"
+    content, times = path.read_bytes(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.write_bytes((folder / "class1" / "001.png").read_bytes())
     assert told() != first
     path.write_bytes(content)
+    os.utime(path, ns=times)
     assert told() == first
     (folder / "class0" / "068.png").rename(folder / "class1" / "068.png")
     assert told() != first

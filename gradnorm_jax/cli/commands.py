@@ -1,0 +1,57 @@
+"""The commands, and what they print."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from typing import Annotated
+
+import rich.console
+import tyro
+
+from gradnorm_jax.cli.data import PrepareOptions, run_prepare
+from gradnorm_jax.cli.demo import DemoOptions, run_demo
+from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
+from gradnorm_jax.evaluation import report
+from gradnorm_jax.evaluation.records import Interrupted, Unfinished
+from gradnorm_jax.text import printable
+
+Command = (
+    Annotated[DemoOptions, tyro.conf.subcommand("demo")]
+    | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
+    | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
+)
+
+
+def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
+    """Runs the command of these arguments, and prints what comes of it."""
+    logging.captureWarnings(True)
+    # Modules of the user's own are named on the command line.
+    sys.path.insert(0, os.getcwd())
+    if arguments[:2] == ["data", "prepare"]:
+        arguments = ["data prepare", *arguments[2:]]
+    options = tyro.cli(
+        Command,
+        prog="gradnorm-jax",
+        description="Gradient-space out-of-distribution detection; --version tells the version.",
+        args=arguments,
+    )
+    try:
+        match options:
+            case DemoOptions():
+                result = run_demo(options)
+            case EvaluateOptions():
+                result = run_evaluate(options, should_stop=should_stop)
+            case PrepareOptions():
+                print(printable(run_prepare(options)))
+                return
+    except Unfinished as share:
+        print(f"gradnorm-jax: {share}", file=sys.stderr)
+        return
+    except Interrupted as stop:
+        print(f"gradnorm-jax: {stop}", file=sys.stderr)
+        sys.exit(os.EX_TEMPFAIL)
+    console = rich.console.Console()
+    console.print(report.to_rich(result))
+    for line in (*report.data_sets(result), *report.remarks(result), f"Results: {options.out}"):
+        console.print(printable(line), highlight=False, markup=False)

@@ -1,0 +1,123 @@
+"""How a command ends: with one sentence and a status, whatever was to be foreseen."""
+
+import contextlib
+import lzma
+import os
+import select
+import signal
+import sys
+import traceback
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from gradnorm_jax.text import printable
+
+FORESEEN = (
+    EOFError,
+    ImportError,
+    MemoryError,
+    OSError,
+    OverflowError,
+    RuntimeError,
+    ValueError,
+    lzma.LZMAError,
+    zlib.error,
+)
+RESUME = "run the same command again to resume"
+
+_INTERRUPTED = 128 + signal.SIGINT
+_BROKEN_PIPE = 128 + signal.SIGPIPE
+
+
+class Terminated(BaseException):
+    """SIGTERM has come; no error, so that nothing takes it for one of its own."""
+
+
+class Terminator:
+    """What SIGTERM does: it ends the command, at once until `poll` is called, and then by that."""
+
+    def __init__(self) -> None:
+        """Nothing has come yet."""
+        self._received = self._polled = False
+
+    def poll(self) -> bool:
+        """Whether SIGTERM has come."""
+        self._polled = True
+        return self._received
+
+    def receive(self, *_: Any) -> None:
+        """Takes the signal."""
+        self._received = True
+        if not self._polled:
+            raise Terminated
+
+    @contextlib.contextmanager
+    def installed(self) -> Iterator[None]:
+        """Takes signals until its body ends."""
+        before = signal.signal(signal.SIGTERM, self.receive)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def sentences() -> Iterator[None]:
+    """Ends the program as is fit for what its body raises.
+
+    Status 1 and a sentence: something is wrong with the input, or the machine. 75 (EX_TEMPFAIL):
+    the same command, run again, resumes. 130: Ctrl-C. 141: nobody reads the output any more. 70
+    (EX_SOFTWARE), with a traceback: an error of this library's own.
+    """
+    try:
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except Terminated:
+        _end(f"stopped; {RESUME}", os.EX_TEMPFAIL)
+    except KeyboardInterrupt:
+        _end(f"interrupted; {RESUME}", _INTERRUPTED)
+    except FORESEEN as error:
+        if isinstance(error, BrokenPipeError) and _is_stdout_broken():
+            sys.exit(_BROKEN_PIPE)
+        _end(_describe(error), 1)
+    except Exception:
+        traceback.print_exc()
+        _end(
+            "this should not have happened; please report the lines above with the command and "
+            "`gradnorm-jax --version`, unless they end in a module of your own",
+            os.EX_SOFTWARE,
+        )
+
+
+def _end(sentence: str, status: int) -> None:
+    sentence = f"gradnorm-jax: {printable(sentence)}"
+    if status == 1:
+        sys.exit(sentence)
+    print(sentence, file=sys.stderr)
+    sys.exit(status)
+
+
+def _describe(error: BaseException) -> str:
+    reason = str(error) or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"the memory does not suffice; give a smaller --batch-size ({reason})"
+    if type(error).__name__ != "JaxRuntimeError":
+        return reason
+    # The runtime's errors go on for pages.
+    reason = reason.partition("\n")[0]
+    if "RESOURCE_EXHAUSTED" in reason:
+        return f"the devices are out of memory; give a smaller --batch-size: {reason}"
+    return f"the devices or their runtime have failed: {reason}"
+
+
+def _is_stdout_broken() -> bool:
+    waiting = select.poll()
+    waiting.register(sys.stdout, 0)
+    broken = any(event & select.POLLERR for _, event in waiting.poll(0))
+    if broken:
+        # What is left in the buffer must not raise once more when the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return broken

@@ -1,0 +1,98 @@
+"""What is checked before any work is done, and what to be wary of after it."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from gradnorm_jax.data.stream import DataStream
+from gradnorm_jax.detectors import Detector, gradient
+from gradnorm_jax.evaluation.records import ID, ScoreTable
+from gradnorm_jax.tree import listing, non_finite, selected_paths
+from gradnorm_jax.types import Model, head_parameters
+
+
+def check_parameters(model: Model) -> None:
+    """Raises ValueError that names the parameters in which a number is not finite.
+
+    Of other arrays, such as batch statistics and masks, none may be NaN.
+    """
+    bad = [*non_finite(model.params), *non_finite(model.state, allow_infinity=True)]
+    if bad:
+        raise ValueError(
+            f"the model's arrays hold numbers that are not finite: {listing(bad)}; training has "
+            "diverged, or they were loaded from a damaged file"
+        )
+
+
+def check_options(detectors: Sequence[Detector], model: Model) -> None:
+    """Raises ValueError if an option of GradNorm asks for parameters that the model lacks."""
+    for detector in detectors:
+        if detector.score_fn.__module__ != gradient.__name__:
+            continue
+        options = dict(detector.options)
+        if options.get("include_bias") and model.head is not None and model.head.bias is None:
+            raise ValueError(
+                f"{detector.name}: the model's last layer has no bias; leave out include_bias"
+            )
+        select = options.get("select")
+        try:
+            if select is not None:
+                selected_paths(model.params, None if select == "all" else select)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{detector.name}: {error}") from error
+
+
+def same_data(streams: Mapping[str, DataStream]) -> list[str]:
+    """A sentence on each two data sets that are the same."""
+    found = []
+    for (name, stream), (other, its) in itertools.combinations(streams.items(), 2):
+        # Nothing is hashed in vain, and a loader has no content that could be compared.
+        if stream.length is not None and stream.length == its.length:
+            identity = stream.identity()
+            if "sha256" in identity and identity == its.identity():
+                found.append(f"{name} and {other} are the same data.")
+    return found
+
+
+def find_accuracy(
+    table: ScoreTable, model: Model, label_offset: int, folders: int | None
+) -> tuple[float | None, list[str]]:
+    """Top-1 accuracy on the rows with a known label, and a sentence if it is unknown or doubtful.
+
+    Label k is logit k + `label_offset`. The accuracy is unknown (None) if a label is none of the
+    network's classes, or if labels are positions of class folders and the network has another
+    number of classes: then they are not numbered alike.
+
+    Args:
+        table: the scored ID inputs.
+        model: the network.
+        label_offset: the logit of class 0.
+        folders: how many class folders the labels are positions of; None if they are given.
+    """
+    known = table.labels >= 0
+    if not known.any():
+        return None, []
+    largest = int(table.labels.max())
+    classes = None
+    if model.head is not None:
+        classes = jax.eval_shape(head_parameters, model)[0].shape[-1] - label_offset
+    if folders is not None and folders != classes:
+        number = "an unknown number of" if classes is None else classes
+        return None, [
+            f"The accuracy is unknown: {ID} has {folders} class folders and the network {number} "
+            "classes, so their order does not tell which is which; give labels in a CSV file."
+        ]
+    if classes is not None and largest >= classes:
+        return None, [
+            f"The accuracy is unknown: {ID} has labels up to {largest}, and the network's classes "
+            f"are 0 to {classes - 1}."
+        ]
+    accuracy = np.mean(table.predictions[known] == table.labels[known] + label_offset)
+    if classes is not None and largest + 1 < classes:
+        return float(accuracy), [
+            f"The labels of {ID} go up to {largest} and the network's classes to {classes - 1}: "
+            "the accuracy is right if both are numbered alike."
+        ]
+    return float(accuracy), []
