@@ -30,7 +30,12 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
     sys.path.insert(0, os.getcwd())
     if arguments[:2] == ["data", "prepare"]:
         arguments = ["data prepare", *arguments[2:]]
-    options = tyro.cli(Command, prog="gradnorm-jax", args=arguments)
+    options = tyro.cli(
+        Command,
+        prog="gradnorm-jax",
+        description="Gradient-space out-of-distribution detection; --version tells the version.",
+        args=arguments,
+    )
     try:
         match options:
             case DemoOptions():
