@@ -158,7 +158,7 @@ def test_a_damaged_part_is_named_and_made_again(cached, tmp_path, damage, name):
     options = {"detectors": ["msp", "mahalanobis"], "out": tmp_path / "out"}
     with pytest.raises(
         ValueError,
-        match=rf"cache/{name}/000001\.safetensors is {problem}; run the command that wrote it again",
+        match=rf"cache/{name}/000001\.safetensors is {problem}; run the command that wrote",
     ):
         evaluate_cache(folder, **options)
     run()

@@ -5,16 +5,15 @@ from gradnorm_jax.evaluation.records import (
     ScoreTable,
     concatenate,
     count_positions,
-    known_accuracy,
 )
 
 
-def make_table(positions, labels=None, excluded=()):
+def make_table(positions, excluded=()):
     positions = np.array(positions)
     return ScoreTable(
         positions,
         [str(i) for i in positions],
-        np.array(positions * 10 if labels is None else labels),
+        positions * 10,
         positions % 2,
         {"score": positions / 2},
         [Excluded(str(i), "bad", i) for i in excluded],
@@ -32,10 +31,3 @@ def test_tables_one_after_the_other():
     assert count_positions(table) == 6
     ignored = table._replace(excluded=[*table.excluded, Excluded("notes.txt", "no image")])
     assert count_positions(ignored) == 6
-
-
-def test_accuracy_is_of_known_labels():
-    table = make_table([0, 1, 2, 3], labels=[0, -1, 1, 1])  # predictions 0, 1, 0, 1
-    assert known_accuracy(table) == 2 / 3
-    assert known_accuracy(table, label_offset=-1) == 1 / 3
-    assert known_accuracy(make_table([0, 1], labels=[-1, -1])) is None

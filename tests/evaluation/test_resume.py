@@ -172,8 +172,8 @@ def test_statistics_are_saved_now_and_then(model, whole, tmp_path, monkeypatch):
 
 OTHER = {
     "weights": ({"model": networks.build(seed=1)}, "weights_sha256 is '"),
-    "data": ({"id_data": (inputs(37, 9), labels(37))}, "data.ID.sha256 is '"),
-    "labels": ({"id_data": (inputs(37, 2), labels(37)[::-1])}, "data.ID.sha256 is '"),
+    "data": ({"id_data": (inputs(37, 9), labels(37))}, "the data of ID are others"),
+    "labels": ({"id_data": (inputs(37, 2), labels(37)[::-1])}, "the data of ID are others"),
     "number": ({"ood_data": {"far": inputs(20)}}, "data.far.inputs is 21 there and 20 now"),
     "sets": ({"ood_data": {"near": inputs(20)}}, "data.near.inputs is None there and 20 now"),
     "loader": ({"fit": [inputs(45)]}, "data.fit.stream is None there and 'fit' now"),
@@ -312,19 +312,7 @@ def test_processes_wait_for_each_other_and_not_for_ever(model, tmp_path):
     assert reading.read == []
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty", "flipped"])
-@pytest.mark.parametrize(
-    "file",
-    [
-        "scores/ID.parquet/000001.parquet",
-        "scores/far.parquet/000001.parquet",
-        "scores/fit.parquet/000000.parquet",
-        "statistics/00000-of-00001.safetensors",
-    ],
-)
-def test_a_damaged_file_is_named_and_made_again_once_deleted(model, whole, tmp_path, file, damage):
-    run(model, tmp_path)
-    path = tmp_path / file
+def damage(path, how):
     content = path.read_bytes()
     damaged = {
         "truncated": content[: len(content) // 2],
@@ -332,8 +320,34 @@ def test_a_damaged_file_is_named_and_made_again_once_deleted(model, whole, tmp_p
         # Within the first column's values, or the header.
         "flipped": content[:40] + bytes([content[40] ^ 1]) + content[41:],
     }
-    path.write_bytes(damaged[damage])
-    with pytest.raises(ValueError, match=rf"{path} is damaged \(\w+\); delete it and run the "):
+    path.write_bytes(damaged[how])
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
+@pytest.mark.parametrize(
+    "file",
+    [
+        "scores/ID.parquet/000001.parquet",
+        "scores/far.parquet/000001.parquet",
+        "scores/fit.parquet/000000.parquet",
+    ],
+)
+def test_damaged_rows_are_named_and_made_again(model, whole, tmp_path, file, how, caplog):
+    run(model, tmp_path)
+    damage(tmp_path / file, how)
+    run(model, tmp_path)
+    (record,) = caplog.records
+    assert record.message.startswith(f"{tmp_path / file} is damaged (")
+    assert record.message.endswith("; now it is written again")
+    assert read_files(tmp_path) == read_files(whole / "plain")
+
+
+@pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
+def test_damaged_statistics_are_named_and_made_again_once_deleted(model, whole, tmp_path, how):
+    run(model, tmp_path)
+    path = tmp_path / "statistics" / "00000-of-00001.safetensors"
+    damage(path, how)
+    with pytest.raises(ValueError, match=rf"{path} is damaged \(\w+\); delete it and run the same"):
         run(model, tmp_path)
     path.unlink()
     run(model, tmp_path)
