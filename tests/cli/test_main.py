@@ -177,12 +177,12 @@ RUNTIME_ERRORS = [
 
 
 def test_off_a_cluster_the_processes_must_be_numbered(inputs, tmp_path):
-    with pytest.raises(SystemExit, match="neither srun, nor mpirun, .* --process I/N$"):
+    with pytest.raises(SystemExit, match=r"neither srun, nor mpirun, .* --process I/N$"):
         cli.main(arguments(inputs, out=tmp_path, distributed="auto"))
 
 
 def test_a_launcher_numbers_the_processes(inputs, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("SLURM_PROCID", "1")
-    monkeypatch.setenv("SLURM_NTASKS", "2")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
     cli.main(arguments(inputs, out=tmp_path, distributed="auto"))
     assert "process 1 of 2 has done its share" in capsys.readouterr().err
