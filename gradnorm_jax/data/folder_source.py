@@ -71,7 +71,7 @@ def folder_source(path: str | os.PathLike[str]) -> FileSource:
         ValueError: it is not a folder, holds no image, or links back to itself.
         OSError: a subfolder cannot be read.
     """
-    root = Path(path).expanduser()
+    root = Path(os.path.expanduser(path))
     if not root.exists():
         raise FileNotFoundError(f"the image folder {root} does not exist")
     if not root.is_dir():

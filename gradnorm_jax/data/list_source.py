@@ -56,7 +56,7 @@ def list_source(
 
 
 def _existing(path: str | os.PathLike[str], what: str) -> Path:
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise FileNotFoundError(f"the {what} {path} does not exist")
     return path
@@ -74,7 +74,7 @@ def _listed_source(
     ids = tuple(posixpath.normpath(file) for file in files)
     beside = path.with_suffix("")
     if root is not None:
-        root = Path(root).expanduser()
+        root = Path(os.path.expanduser(root))
     else:
         root = beside if (beside / ids[0]).is_file() else path.parent
     # By whatever spelling.

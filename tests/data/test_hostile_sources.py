@@ -16,6 +16,7 @@ from gradnorm_jax.data.images import BadImage, decode_rgb
 from gradnorm_jax.data.list_source import csv_source, list_source
 from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess
+from gradnorm_jax.data.tfds_source import tfds_source
 from tests.data.files import make, records
 from tests.hostile import an_answer_or_a_sentence
 
@@ -125,7 +126,7 @@ CSV = st.text(alphabet='filelabel,,"\n\r -109./\x00é', max_size=60)
 
 
 @given(text=st.one_of(CSV, CSV.map(lambda text: f"file,label\n{text}"), st.binary(max_size=60)))
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300, deadline=5000)
 @pytest.mark.parametrize(("read", "ending"), [(csv_source, "csv"), (list_source, "txt")])
 def test_any_list_is_read_or_refused(tmp_path_factory, read, ending, text):
     path = tmp_path_factory.getbasetemp() / f"any.{ending}"
@@ -142,7 +143,7 @@ PREPROCESS = st.lists(st.sampled_from((*WORDS, "none", "1e999", "²", " ", "9" *
 
 
 @given(spec=st.one_of(st.text(max_size=30), PREPROCESS))
-@settings(max_examples=500, deadline=1000)
+@settings(max_examples=500, deadline=5000)
 def test_any_preprocessing_is_read_or_refused(spec):
     with an_answer_or_a_sentence():
         assert isinstance(get_preprocess(spec), Preprocess)
@@ -154,15 +155,37 @@ SPECS = st.lists(
 
 
 @given(spec=st.one_of(st.text(max_size=30), SPECS.map("".join)))
-@settings(max_examples=500, deadline=1000)
+@settings(max_examples=500, deadline=5000)
 def test_any_ood_set_is_named_or_refused(spec):
     with an_answer_or_a_sentence():
         assert len(_name_data(EvaluateOptions(out="out", id="id", ood=((spec,),)))) == 2
 
 
-@given(spec=st.one_of(st.text(max_size=30), SPECS.map("".join)))
-@settings(max_examples=300, deadline=2000)
+# Without slashes: a whole disk is listed for as long as it takes.
+NAMES = st.lists(
+    st.sampled_from(("tfds", "csv", "list", "folder", ":", "=", "@", "a", "~", ".", "\0"))
+)
+
+
+@given(
+    spec=st.one_of(st.text(st.characters(exclude_characters="/"), max_size=30), NAMES.map("".join))
+)
+@settings(max_examples=300, deadline=5000)
 def test_any_source_is_opened_or_refused(tmp_path_factory, spec):
+    folder = tmp_path_factory.getbasetemp() / "empty" / "below"
+    folder.mkdir(parents=True, exist_ok=True)
     with an_answer_or_a_sentence(), pytest.MonkeyPatch.context() as patch:
-        patch.chdir(tmp_path_factory.getbasetemp())
-        open_source(spec, tmp_path_factory.getbasetemp())
+        patch.chdir(folder)
+        patch.setenv("HOME", str(folder))
+        assert len(open_source(spec, folder)) > 0
+
+
+def test_a_home_that_nobody_has():
+    with pytest.raises(FileNotFoundError, match="the image folder ~nobody-at-all does not exist"):
+        folder_source("~nobody-at-all")
+
+
+def test_any_prepared_data_set_is_opened_or_refused(tmp_path):
+    for spec in ("", ":", "a:", "a:b:c", "a/b/c", "..", "a:train[:", "\0", "é" * 300):
+        with an_answer_or_a_sentence():
+            tfds_source(spec, tmp_path)

@@ -298,7 +298,7 @@ def table(count):
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=300, deadline=5000)
 def test_any_damage_of_rows_is_noticed(data):
     whole = encode_rows(table(20), {"outputs": "abc"})
     content = bytearray(whole)
@@ -330,7 +330,7 @@ JSON = st.recursive(
 
 
 @given(content=st.one_of(st.binary(max_size=30), JSON.map(json.dumps).map(str.encode)))
-@settings(max_examples=200, deadline=1000)
+@settings(max_examples=200, deadline=5000)
 def test_any_config_is_read_or_refused(content):
     folder = open_folder("/nowhere")
     with pytest.MonkeyPatch.context() as patch, an_answer_or_a_sentence("/nowhere/"):
