@@ -29,7 +29,10 @@ _LAUNCHERS = (
     ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
     ("PMI_RANK", "PMI_SIZE"),
 )
-"""In which variables those that start programs tell each process its number, and how many."""
+"""In which variables those that start programs tell each process its number, and how many.
+
+SLURM_NTASKS is not among them: a batch script that forgot `srun` sees it too, as process 0 alone.
+"""
 
 Repeated = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction]
 """An option that takes several values, and may be given several times."""
