@@ -28,6 +28,9 @@ Step = tuple[Literal["transpose", "reshape"], tuple[int, ...]]
 class Head:
     """Where in `Model.params` the last layer lies.
 
+    Where the network uses the kernel in other places too, as one with tied embeddings does, this is
+    about its last use, and so is GradNorm in closed form.
+
     Attributes:
         kernel: path of the kernel, a leaf of shape `[..., D, C]`, unless `steps` say otherwise.
         bias: path of the bias, a leaf with C entries; None if the layer has none.

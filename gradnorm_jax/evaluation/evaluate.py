@@ -98,7 +98,8 @@ def evaluate(
             command line. It applies to uint8 arrays as well, image by image. Or a function of a
             batch `[B, ...]` that makes the network's input on the device.
         out: folder for the results: new, empty, or of the same run. A path, or a URL (`gs://`).
-        name: identifies the model in the run folder, beside a hash of its arrays.
+        name: identifies the model in the run folder, beside a hash of its arrays: say here what its
+            arrays do not tell, such as the precision that it computes in.
         cache: keep features and logits in the folder too, in this precision; see `evaluate_cache`.
         batch_size: of all devices; no result depends on it, up to rounding.
         label_offset: class k is logit k + label_offset; it matters to the accuracy alone.
@@ -273,7 +274,7 @@ def _evaluate(
         run = Run(placed, execution, folder, kept, wait_seconds)
         states: States = {}
         fit_excluded: Sequence[Excluded] = ()
-        if FIT in streams:
+        if FIT in streams and (kept is not None or any(d.fit for d in runnable)):
             states, fit_excluded = fit_data(run, streams[FIT], runnable)
         tables = {
             name: score_data(run, name, stream, states, runnable)
