@@ -139,6 +139,8 @@ def test_one_is_killed_while_the_other_waits_for_its_statistics(environment, pla
     out = place / "fitting"
     second = share(environment, place, out, "1/2", 0.8)
     wait_for(out / "scores" / "fit.parquet" / "000001.parquet")
+    # However long the other takes to start, this one must not finish before.
+    second.send_signal(signal.SIGSTOP)
     first = share(environment, place, out, "0/2")
     wait_for(out / "statistics" / "00000-of-00002.safetensors")
     kill(second)
