@@ -44,7 +44,7 @@ def score(setting, detectors=EVERY_KIND, batch_size=24, devices=8, **options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (64, 8), (4, 2)])
+@pytest.mark.parametrize(("batch_size", "devices"), [(1, 1), (7, 1), (64, 8), (4, 2)])
 def test_scores_depend_on_neither_batch_size_nor_devices(setting, batch_size, devices):
     detectors = (*EVERY_KIND, Detector("reach", "outputs", reach))
     expected = score(setting, detectors, batch_size=21, devices=1)
