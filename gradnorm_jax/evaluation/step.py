@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from gradnorm_jax.data.preprocess import Prepare, to_network_input
 from gradnorm_jax.detectors import Batch, Detector
@@ -125,4 +125,4 @@ def put_batch(data: Any, placement: Placement) -> Any:
 
 def put_states(states: States, placement: Placement) -> States:
     """What detectors have learned, on every device."""
-    return jax.device_put(states, NamedSharding(placement.mesh, PartitionSpec()))
+    return jax.device_put(states, replicated(placement.mesh))

@@ -209,16 +209,17 @@ def read_table(folder: Folder, name: str, part_size: int) -> ScoreTable | None:
     parts = sorted(list_parts(folder, rows_folder(name)))
     if parts != list(range(len(parts))) or not parts:
         return None
-    if count_positions(read_part(folder, name, parts[-1])[0]) == part_size:
+    last, _ = read_part(folder, name, parts[-1])
+    if count_positions(last) == part_size:
         return None
-    tables = [read_part(folder, name, part)[0] for part in parts]
-    for part, table in enumerate(tables[:-1]):
+    tables = [read_part(folder, name, part)[0] for part in parts[:-1]]
+    for part, table in enumerate(tables):
         if count_positions(table) != part_size:
             raise ValueError(
                 f"{folder.address}/{part_file(name, part)} does not hold the {part_size} inputs "
                 "that it should; delete it and run the same command again"
             )
-    return concatenate(tables)
+    return concatenate([*tables, last])
 
 
 def read_part(folder: Folder, name: str, part: int) -> tuple[ScoreTable, dict[str, Any]]:
