@@ -18,7 +18,7 @@ from gradnorm_jax.evaluation.checks import (
     find_accuracy,
     same_data,
 )
-from gradnorm_jax.evaluation.loop import Execution, Run, fit_data, score_data
+from gradnorm_jax.evaluation.loop import Execution, Run, fit_data, read_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
     FIT,
@@ -280,6 +280,11 @@ def _evaluate(
             name: score_data(run, name, stream, states, runnable)
             for name, stream in streams.items()
             if name != FIT
+        }
+        # What others have finished meanwhile: only so does the last process find everything.
+        tables = {
+            name: read_data(run, name, streams[name]) if table is None else table
+            for name, table in tables.items()
         }
         found, metrics = _compare(run, tables, runnable)
         accuracy, doubts = find_accuracy(

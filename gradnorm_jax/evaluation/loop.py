@@ -32,7 +32,7 @@ from gradnorm_jax.evaluation.step import (
     put_states,
     score_batch,
 )
-from gradnorm_jax.evaluation.storage import Folder
+from gradnorm_jax.evaluation.storage import Folder, read_table
 from gradnorm_jax.progress import Track, no_progress
 from gradnorm_jax.text import to_utf8
 from gradnorm_jax.types import Model, head_parameters
@@ -251,6 +251,14 @@ def fit_data(
         raise ValueError(f"the training data ({FIT}) hold no input; give at least one")
     table = _checked(run, FIT, stream, table)
     return {name: fit.finalize(statistics[name]) for name, fit in fits.items()}, table.excluded
+
+
+def read_data(run: Run, name: str, stream: DataStream) -> ScoreTable | None:
+    """The scores that all processes have written of a data set; None if parts are missing."""
+    if run.folder is None:
+        return None
+    table = read_table(run.folder, name, run.execution.schedule.part_size)
+    return None if table is None else _checked(run, name, stream, table)
 
 
 def _without(run: Run, done: frozenset[int]) -> Execution:
