@@ -11,6 +11,7 @@ import tyro
 
 from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
+from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
@@ -20,6 +21,7 @@ Command = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
+    | Annotated[DetectorsOptions, tyro.conf.subcommand("detectors")]
 )
 
 
@@ -44,6 +46,9 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
                 result = run_evaluate(options, should_stop=should_stop)
             case PrepareOptions():
                 print(printable(run_prepare(options)))
+                return
+            case DetectorsOptions():
+                run_detectors(options)
                 return
     except Unfinished as share:
         print(f"gradnorm-jax: {share}", file=sys.stderr)
