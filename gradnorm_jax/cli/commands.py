@@ -12,6 +12,7 @@ import tyro
 from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
+from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
 from gradnorm_jax.text import printable
@@ -20,6 +21,8 @@ Command = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
+    | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
+    | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
 )
 
 
@@ -44,6 +47,12 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
                 result = run_evaluate(options, should_stop=should_stop)
             case PrepareOptions():
                 print(printable(run_prepare(options)))
+                return
+            case ConvertOptions():
+                print(printable(run_convert(options)))
+                return
+            case ModelsOptions():
+                run_models(options)
                 return
     except Unfinished as share:
         print(f"gradnorm-jax: {share}", file=sys.stderr)

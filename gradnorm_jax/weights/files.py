@@ -90,13 +90,13 @@ def _open(path: Path) -> Stored:
 
 
 def _write_npz(path: Path, arrays: Checkpoint) -> None:
-    np.savez(path, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+    np.savez(path, allow_pickle=False, **arrays)
 
 
 def _write_safetensors(path: Path, arrays: Checkpoint) -> None:
     with needs_extra("data", ".safetensors files"):
-        from safetensors.numpy import save_file
-    save_file(arrays, path)
+        from safetensors.numpy import save
+    path.write_bytes(save(arrays))  # save_file makes files that others cannot read
 
 
 _WRITERS: Mapping[str, Callable[[Path, Checkpoint], None]] = {

@@ -21,7 +21,7 @@ class Published:
         url: where it is.
         sha256: what its hash begins with; empty if that is not known.
         preprocess: what its images need; empty for what all of the network's do.
-        note: on what it was trained, or what else tells it from others.
+        trained_on: the data, and what tells it from other weights of the same network.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Published:
     url: str
     sha256: str = ""
     preprocess: str = ""
-    note: str = ""
+    trained_on: str = "ImageNet-1k"
 
 
 def download(
@@ -68,37 +68,36 @@ def get_published(name: str) -> Published:
         close = difflib.get_close_matches(name, PUBLISHED, 1)
         hint = f"did you mean {close[0]}? " if close else ""
         raise ValueError(
-            f"no published weights are called {name!r}; {hint}`gradnorm-jax models` lists them all"
+            f"no file and no published weights are called {name!r}; {hint}`gradnorm-jax models` "
+            "lists the latter"
         )
     return PUBLISHED[name]
 
 
-def _torchvision(model: str, sha256: str, preprocess: str = "", note: str = "") -> Published:
+def _torchvision(model: str, sha256: str, preprocess: str = "") -> Published:
     name = f"{model}-{sha256}"
     url = f"https://download.pytorch.org/models/{name}.pth"
-    return Published(name, model, url, sha256, preprocess, note)
+    return Published(name, model, url, sha256, preprocess)
 
 
-def _bit(name: str, note: str) -> Published:
+def _bit(name: str, trained_on: str) -> Published:
     model = "bit_" + re.sub("^BiT-[SM]-|-ILSVRC2012$", "", name).lower()
-    return Published(
-        name, model, f"https://storage.googleapis.com/bit_models/{name}.npz", note=note
-    )
+    url = f"https://storage.googleapis.com/bit_models/{name}.npz"
+    return Published(name, model, url, trained_on=trained_on)
 
 
 _R232 = "resize=232,crop=224,mean=imagenet,std=imagenet"
 _BIT_SIZES = ("R50x1", "R101x1", "R152x2", "R50x3", "R101x3", "R152x4")
 _ROWS = (
     *(_bit(f"BiT-S-{size}", "ImageNet-1k") for size in _BIT_SIZES),
-    *(_bit(f"BiT-M-{size}", "ImageNet-21k, 21,843 classes") for size in _BIT_SIZES),
-    *(_bit(f"BiT-M-{size}-ILSVRC2012", "ImageNet-21k, then ImageNet-1k") for size in _BIT_SIZES),
+    *(_bit(f"BiT-M-{size}", "ImageNet-21k") for size in _BIT_SIZES),
+    *(_bit(f"BiT-M-{size}-ILSVRC2012", "ImageNet-21k, -1k") for size in _BIT_SIZES),
     _torchvision("resnet18", "f37072fd"),
     _torchvision("resnet34", "b627a593"),
-    _torchvision("resnet50", "0676ba61", note="IMAGENET1K_V1"),
-    _torchvision("resnet50", "11ad3fa6", _R232, note="IMAGENET1K_V2"),
-    _torchvision("resnet101", "63fe2227", note="IMAGENET1K_V1"),
-    _torchvision("resnet152", "394f9c45", note="IMAGENET1K_V1"),
-    _torchvision("densenet121", "a639ec97"),
+    _torchvision("resnet50", "0676ba61"),
+    _torchvision("resnet50", "11ad3fa6", _R232),
+    _torchvision("resnet101", "63fe2227"),
+    _torchvision("wide_resnet50_2", "95faca4d"),
 )
 PUBLISHED: Mapping[str, Published] = {row.name: row for row in _ROWS}
 """Public weights by name."""
