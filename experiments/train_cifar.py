@@ -102,7 +102,9 @@ def train(options: Options, data: Data) -> TrainState:
     classes = int(data.train[1].max()) + 1
     network = NETWORKS[options.model](classes, dtype=jnp.dtype(options.dtype))
     steps = count // options.batch_size
-    state = init_state(network, make_optimizer(options, steps * options.epochs), options.seed)
+    rate = make_schedule(options, steps * options.epochs)
+    optimizer = training.make_optimizer(options.optimizer, rate, options.weight_decay)
+    state = init_state(network, optimizer, options.seed)
     mesh = batch_mesh(jax.devices())
     state, (pixels, labels) = jax.device_put((state, data.train), replicated(mesh))
     evaluate = make_evaluate(network, state, data, options.detectors)
@@ -143,23 +145,15 @@ def init_state(
     return training.create_state(network, variables, optimizer)
 
 
-def make_optimizer(options: Options, steps: int) -> optax.GradientTransformation:
-    """Optimizer and schedule for a number of steps; the penalty enters the gradient."""
-    match options.schedule:
-        case "steps":
-            drops = {round(part * steps): 0.1 for part in (0.5, 0.75, 0.9)}
-            rate = optax.piecewise_constant_schedule(options.learning_rate, drops)
-        case "one-cycle":
-            up = steps // 5
-            rate = optax.join_schedules(
-                [
-                    optax.linear_schedule(0.0, options.learning_rate, up),
-                    optax.linear_schedule(options.learning_rate, 0.0, steps - up),
-                ],
-                [up],
-            )
-    rule = optax.adam(rate) if options.optimizer == "adam" else optax.sgd(rate, momentum=0.9)
-    return optax.chain(optax.add_decayed_weights(options.weight_decay), rule)
+def make_schedule(options: Options, steps: int) -> optax.Schedule:
+    """The learning rate by step, of a number of steps in all."""
+    peak = options.learning_rate
+    if options.schedule == "steps":
+        drops = {round(part * steps): 0.1 for part in (0.5, 0.75, 0.9)}
+        return optax.piecewise_constant_schedule(peak, drops)
+    up = steps // 5
+    halves = optax.linear_schedule(0.0, peak, up), optax.linear_schedule(peak, 0.0, steps - up)
+    return optax.join_schedules(halves, [up])
 
 
 def make_evaluate(

@@ -4,7 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -88,6 +88,18 @@ def create_state(
         batch_stats=variables.get("batch_stats", {}),
         tx=optimizer,
     )
+
+
+def make_optimizer(
+    name: Literal["sgd", "adam"], rate: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+    """SGD with momentum 0.9, or Adam.
+
+    Weight decay enters the gradient of all parameters, an L2 penalty on normalisation and biases
+    too, as in PyTorch.
+    """
+    rule = optax.adam(rate) if name == "adam" else optax.sgd(rate, momentum=0.9)
+    return optax.chain(optax.add_decayed_weights(weight_decay), rule)
 
 
 def train_step(
