@@ -16,7 +16,7 @@ from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.evaluation.evaluate import evaluate
 from gradnorm_jax.evaluation.report import Result
 from gradnorm_jax.models import (
-    ARCHITECTURES,
+    MODELS,
     get_architecture,
     init_model,
     load_model,
@@ -87,7 +87,7 @@ def train(
     optimizer: optax.GradientTransformation | None = None,
 ) -> Model:
     """Trains `bit_tiny` on a folder of class subfolders, by default with Adam, cosine schedule."""
-    preprocess = get_preprocess(ARCHITECTURES[MODEL].preprocess)
+    preprocess = get_preprocess(MODELS[MODEL].preprocess)
     stream = as_stream(folder, preprocess)
     assert stream.length is not None
     (everything,) = stream.batches(BatchSchedule(stream.length + 1))

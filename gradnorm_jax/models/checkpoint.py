@@ -32,14 +32,21 @@ class CheckpointEntry:
         key: the array's name.
         axes: the permutation that turns the checkpoint's array into the parameter, in the
             convention of `numpy.transpose`; None if they are laid out alike.
+        shape: what the array has after that, where the parameter has its entries in the same order
+            but another shape.
+        part: (i, n) if the array holds n parameters one after the other along its first axis, and
+            this is number i from 0.
     """
 
     key: str
     axes: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+    part: tuple[int, int] | None = None
 
 
 Layout = Callable[[Path], CheckpointEntry]
-"""Tells for every parameter of an architecture where its checkpoints hold it, one to one."""
+"""Tells for every parameter, and every batch statistic, of an architecture where its checkpoints
+hold it: all of them, and nothing twice."""
 
 
 def read_checkpoint(
@@ -102,19 +109,49 @@ def to_params(checkpoint: Checkpoint, template: Params, layout: Layout) -> Param
     params = {}
     for path, leaf in traverse_util.flatten_dict(template).items():
         entry = layout(path)
-        array = _permute(checkpoint[entry.key], entry.axes)
+        array = checkpoint[entry.key]
+        if entry.part is not None:
+            index, count = entry.part
+            array = np.split(array, count)[index]
+        array = _permute(array, entry.axes).reshape(leaf.shape)
         params[path] = array.astype(leaf.dtype, copy=False)
     return traverse_util.unflatten_dict(params)
 
 
 def from_params(params: Params, layout: Layout) -> dict[str, jax.Array]:
     """The inverse of `to_params`: the arrays of a parameter tree under the checkpoint's keys."""
-    checkpoint = {}
+    parts: dict[str, dict[int, Any]] = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         entry = layout(path)
-        inverse = None if entry.axes is None else tuple(map(entry.axes.index, range(leaf.ndim)))
-        checkpoint[entry.key] = _permute(leaf, inverse)
-    return checkpoint
+        array = leaf if entry.shape is None else leaf.reshape(entry.shape)
+        inverse = None if entry.axes is None else tuple(map(entry.axes.index, range(array.ndim)))
+        index = 0 if entry.part is None else entry.part[0]
+        parts.setdefault(entry.key, {})[index] = _permute(array, inverse)
+    return {
+        key: arrays[0] if len(arrays) == 1 else jnp.concatenate([arrays[i] for i in sorted(arrays)])
+        for key, arrays in parts.items()
+    }
+
+
+def to_variables(
+    checkpoint: Checkpoint, template: Mapping[str, Params], layout: Layout
+) -> dict[str, Params]:
+    """`to_params` for several collections: parameters and batch statistics, say."""
+    arrays = traverse_util.flatten_dict(to_params(checkpoint, merge(template), layout))
+    return {
+        collection: traverse_util.unflatten_dict(
+            {path: arrays[path] for path in traverse_util.flatten_dict(tree)}
+        )
+        for collection, tree in template.items()
+    }
+
+
+def merge(variables: Mapping[str, Params]) -> Params:
+    """One tree of what several collections hold, none of which has a path of another."""
+    leaves: dict[Path, Any] = {}
+    for tree in variables.values():
+        leaves |= traverse_util.flatten_dict(tree)
+    return traverse_util.unflatten_dict(leaves)
 
 
 def check_layout(checkpoint: Mapping[str, Any], template: Params, layout: Layout) -> None:

@@ -8,20 +8,22 @@ References:
     option A. https://arxiv.org/abs/1512.03385
 """
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.models.checkpoint import CheckpointEntry
+from gradnorm_jax.models.layers import batch_norm, convolve, linear
+from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
-from gradnorm_jax.tree import Path
 from gradnorm_jax.types import Head, Outputs
 
 HEAD = Head(kernel=("linear", "kernel"), bias=("linear", "bias"))
 
-_NAMES = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
+layout = functools.partial(torch_layout, linear="linear")
+"""Where PyTorch's files hold the variable at a path."""
 
 
 class CifarResNet(nn.Module):
@@ -53,23 +55,13 @@ class CifarResNet(nn.Module):
         blocks, rest = divmod(self.depth - 2, 6)
         if rest or not blocks:
             raise ValueError(f"depth must be 6 n + 2, such as 20 or 56, got {self.depth}")
-        x = _convolve(images.astype(self.dtype), 16, "conv1")
-        x = nn.relu(_normalize(x, train, "bn1"))
+        x = convolve(images.astype(self.dtype), 16, 3, "conv1")
+        x = nn.relu(batch_norm(x, train, "bn1"))
         for index in range(3):
             stride = 1 if index == 0 else 2
             x = _Layer(blocks, 16 * 2**index, stride, name=f"layer{index + 1}")(x, train)
         features = to_float32_at_least(x).mean(axis=(1, 2))
-        head = nn.Dense(self.num_classes, dtype=features.dtype, name="linear")
-        return Outputs(features, head(features))
-
-
-def layout(path: Path) -> CheckpointEntry:
-    """Where a PyTorch state dict holds the variable at `path`."""
-    *scopes, name = map(str, path)
-    key = ".".join([*scopes, _NAMES.get(name, name)])
-    if name != "kernel":
-        return CheckpointEntry(key)
-    return CheckpointEntry(key, axes=(1, 0) if scopes == ["linear"] else (2, 3, 1, 0))
+        return Outputs(features, linear(features, self.num_classes, "linear"))
 
 
 class _Layer(nn.Module):
@@ -95,36 +87,9 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        y = _convolve(x, self.channels, "conv1", self.stride)
-        y = nn.relu(_normalize(y, train, "bn1"))
-        y = _normalize(_convolve(y, self.channels, "conv2"), train, "bn2")
+        y = convolve(x, self.channels, 3, "conv1", stride=self.stride)
+        y = nn.relu(batch_norm(y, train, "bn1"))
+        y = batch_norm(convolve(y, self.channels, 3, "conv2"), train, "bn2")
         padding = (self.channels - x.shape[-1]) // 2
         shortcut = x[:, :: self.stride, :: self.stride]
         return nn.relu(y + jnp.pad(shortcut, ((0, 0), (0, 0), (0, 0), (padding, padding))))
-
-
-def _convolve(x: jax.Array, channels: int, name: str, stride: int = 1) -> jax.Array:
-    return nn.Conv(
-        channels,
-        (3, 3),
-        strides=stride,
-        padding=1,
-        use_bias=False,
-        kernel_init=nn.initializers.he_normal(),
-        dtype=x.dtype,
-        name=name,
-    )(x)
-
-
-def _normalize(x: jax.Array, train: bool, name: str) -> jax.Array:
-    wide = to_float32_at_least(x)
-    normalize = nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        # Widened already; Flax's own way fails on float64 where type promotion is strict.
-        force_float32_reductions=False,
-        param_dtype=wide.dtype,
-        name=name,
-    )
-    return normalize(wide).astype(x.dtype)
