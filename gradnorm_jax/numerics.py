@@ -1,5 +1,6 @@
 """Types wide enough to compute in, and checks of the numbers that users choose."""
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,22 @@ def to_float32_at_least(x: jax.Array) -> jax.Array:
     """`x` in float32, or in its own type if that is wider."""
     # NumPy takes integers to float64, which is float32 unless x64 is enabled.
     return x.astype(jax.dtypes.canonicalize_dtype(np.promote_types(x.dtype, np.float32)))
+
+
+def to_common_float(*trees: Any) -> Any:
+    """The trees with all their floating arrays in one type, the widest of them, at least float32.
+
+    Features may come in float32 and what was fitted in float64, say.
+    """
+    leaves, structure = jax.tree.flatten(trees)
+    leaves = list(map(jnp.asarray, leaves))
+    floats = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
+    dtype = jax.dtypes.canonicalize_dtype(
+        functools.reduce(np.promote_types, floats, np.dtype(np.float32))
+    )
+    return structure.unflatten(
+        x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves
+    )
 
 
 def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:
