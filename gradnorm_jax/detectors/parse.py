@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import difflib
 import functools
 import importlib
 import re
@@ -60,20 +61,26 @@ def _to_detector(spec: str | Detector, defaults: Mapping[str, Mapping[str, Any]]
             "function that builds one must be called: msp()"
         )
     target, options = _read_call(spec)
-    found = _import(target) if ":" in target else DETECTORS.get(target)
+    found = _import(target) if ":" in target else _known(target)
     if isinstance(found, Detector):
         if options:
             raise ValueError(f"{target!r} is a Detector and takes no options; leave them out")
         detector = found
     elif callable(found):
         detector = _build(target, found, options, defaults.get(target, {}))
-    elif found is None:
-        raise ValueError(f"unknown detector {target!r}; known: {', '.join(DETECTORS)}")
     else:
         raise ValueError(
             f"{target!r} must be a Detector or a function that returns one, got {found!r}"
         )
     return dataclasses.replace(detector, name="".join(spec.split()))
+
+
+def _known(name: str) -> Callable[..., Detector]:
+    if name not in DETECTORS:
+        close = difflib.get_close_matches(name, DETECTORS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"unknown detector {name!r}; {hint}known: {', '.join(DETECTORS)}")
+    return DETECTORS[name].build
 
 
 def _import(target: str) -> Any:
