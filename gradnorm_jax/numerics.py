@@ -59,6 +59,28 @@ def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:
     return to_float32_at_least(array)
 
 
+def to_common_dtype(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
+    """The arrays in the widest of their types, which is float32 at least."""
+    wide = [to_float32_at_least(jnp.asarray(array)) for array in arrays]
+    dtype = jnp.result_type(*(array.dtype for array in wide))
+    return tuple(array.astype(dtype) for array in wide)
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+    """`x` `[B, D]` with each row divided by its Euclidean norm; a row of zeros stays as it is."""
+    x = to_float32_at_least(x)
+    # Divided by its largest entry first, no row overflows or underflows when it is squared.
+    x = divide_or_zero(x, jnp.abs(x).max(axis=1, keepdims=True))
+    return divide_or_zero(x, jnp.linalg.norm(x, axis=1, keepdims=True))
+
+
+def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The quotient, and zero where the denominator is zero."""
+    is_zero = denominator == 0
+    quotient = numerator / jnp.where(is_zero, jnp.ones_like(denominator), denominator)
+    return jnp.where(is_zero, jnp.zeros_like(quotient), quotient)
+
+
 def check_step(epsilon: Any) -> None:
     """Raises ValueError unless `epsilon` is finite and not negative; a traced one passes."""
     if isinstance(epsilon, jax.core.Tracer):
@@ -88,3 +110,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) or (
         isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
     )
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number in [0, 1)."""
+    if not (is_number(value) and 0 <= value < 1):
+        raise ValueError(f"{name} is a fraction, from 0 to below 1, got {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a whole number above zero."""
+    if not (is_number(value) and value == int(value) and value >= 1):
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")
