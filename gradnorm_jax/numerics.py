@@ -21,15 +21,18 @@ def to_common_float(*trees: Any) -> Any:
 
     Features may come in float32 and what was fitted in float64, say.
     """
-    leaves, structure = jax.tree.flatten(trees)
-    leaves = list(map(jnp.asarray, leaves))
-    floats = [x.dtype for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    dtype = jax.dtypes.canonicalize_dtype(
-        functools.reduce(np.promote_types, floats, np.dtype(np.float32))
-    )
-    return structure.unflatten(
-        x.astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x for x in leaves
-    )
+    floats = [
+        x.dtype
+        for x in map(jnp.asarray, jax.tree.leaves(trees))
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    dtype = jax.dtypes.canonicalize_dtype(functools.reduce(np.promote_types, floats, np.float32))
+
+    def widen(x: ArrayLike) -> jax.Array:
+        array = jnp.asarray(x)
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(widen, trees)
 
 
 def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:

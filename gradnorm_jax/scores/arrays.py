@@ -43,15 +43,19 @@ def project(features: jax.Array, matrix: jax.Array) -> jax.Array:
     Raises:
         ValueError: the matrix is for features of another size.
     """
-    num_features = features.shape[1]
-    if matrix.shape[0] == num_features + 1:
+    if len(matrix) == features.shape[1] + 1:
         return project(append_one(features), matrix)
-    if matrix.shape[0] != num_features:
-        raise ValueError(
-            f"features have {num_features} entries, but what is fitted or given is for "
-            f"{matrix.shape[0]}: take features of the same network"
-        )
+    check_width(features, len(matrix))
     return jnp.matmul(features, matrix, precision=jax.lax.Precision.HIGHEST)
+
+
+def check_width(features: jax.Array, width: int) -> None:
+    """Raises ValueError unless features `[B, D]` have D = width."""
+    if features.shape[1] != width:
+        raise ValueError(
+            f"features have {features.shape[1]} entries, but what is fitted or given is for "
+            f"{width}: take features of the same network"
+        )
 
 
 def append_one(features: jax.Array) -> jax.Array:
@@ -62,13 +66,6 @@ def append_one(features: jax.Array) -> jax.Array:
 def squared_norm(x: jax.Array) -> jax.Array:
     """Squared 2-norm of each row: `[B, N] -> [B]`."""
     return (x**2).sum(axis=-1)
-
-
-def safe_divide(numerator: jax.Array, denominator: jax.Array, otherwise: float) -> jax.Array:
-    """The quotient where the denominator is not zero, else `otherwise`."""
-    is_zero = denominator == 0
-    quotient = numerator / jnp.where(is_zero, jnp.ones_like(denominator), denominator)
-    return jnp.where(is_zero, jnp.full_like(quotient, otherwise), quotient)
 
 
 def softmax_minus_prediction(logits: jax.Array, *, temperature: float = 1.0) -> jax.Array:

@@ -30,9 +30,7 @@ def she(features: ArrayLike, logits: ArrayLike, patterns: ArrayLike) -> jax.Arra
     return (rows * patterns[logits.argmax(axis=1)]).sum(axis=1)
 
 
-def fdbd(
-    features: ArrayLike, logits: ArrayLike, kernel: ArrayLike, mean: ArrayLike
-) -> jax.Array:
+def fdbd(features: ArrayLike, logits: ArrayLike, kernel: ArrayLike, mean: ArrayLike) -> jax.Array:
     r"""Mean distance to the other classes' decision boundaries, over that from the mean.
 
     .. math:: S = \frac{1}{C - 1} \sum_{c \ne \hat y}

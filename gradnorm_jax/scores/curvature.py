@@ -83,14 +83,12 @@ def exgrad(
     """
     if sign not in (1, -1):
         raise ValueError(f"sign must be 1 or -1, got {sign!r}")
-    features, logits = as_outputs(features, logits)
-    norm = feature_norm(features, include_bias=include_bias)
-    return -2 * sign * norm * gini(logits, temperature=temperature) / temperature
+    h, z = as_outputs(features, logits)
+    norm = feature_norm(h, include_bias=include_bias)
+    return -2 * sign * norm * gini(z, temperature=temperature) / temperature
 
 
-def fisher_trace(
-    features: ArrayLike, logits: ArrayLike, *, include_bias: bool = True
-) -> jax.Array:
+def fisher_trace(features: ArrayLike, logits: ArrayLike, *, include_bias: bool = True) -> jax.Array:
     r"""Negative trace of the last layer's Fisher information at one image.
 
     .. math:: S = -E_{y \sim p} \|\partial \log p_y / \partial (W, b)\|_2^2
@@ -112,8 +110,8 @@ def fisher_trace(
         Detection for Deep Neural Networks", of the last layer and before any data are seen.
         https://arxiv.org/abs/2102.12567
     """
-    features, logits = as_outputs(features, logits)
-    return (squared_norm(features) + include_bias) * gini(logits)
+    h, z = as_outputs(features, logits)
+    return (squared_norm(h) + float(include_bias)) * gini(z)
 
 
 def grad_uncertainty(
@@ -143,9 +141,9 @@ def grad_uncertainty(
         Lee, Prabhushankar, AlRegib (2023), "Probing the Purview of Neural Networks via Gradient
         Analysis". https://arxiv.org/abs/2304.02834
     """
-    features, logits = as_outputs(features, logits)
-    norm = gradnorm(features, logits, ord=2, include_bias=include_bias)
-    return (logits.shape[1] * norm) ** 2
+    h, z = as_outputs(features, logits)
+    norm = gradnorm(h, z, ord=2, include_bias=include_bias)
+    return (z.shape[1] * norm) ** 2
 
 
 def feature_hessian_trace(logits: ArrayLike, kernel: ArrayLike) -> jax.Array:

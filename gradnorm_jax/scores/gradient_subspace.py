@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
+from gradnorm_jax.numerics import divide_or_zero
 from gradnorm_jax.scores.arrays import (
     append_one,
     as_fitted_features,
     as_outputs,
+    check_width,
     project,
-    safe_divide,
     squared_norm,
 )
 from gradnorm_jax.scores.gradient import residual_norm
@@ -89,8 +90,8 @@ def gradorth(features: ArrayLike, logits: ArrayLike, basis: ArrayLike) -> jax.Ar
         is not public. As features are not centred and rectified ones point one way, V^T h is most
         of h, and the ranking nearly that of `gradnorm(ord=2)`.
     """
-    features, logits, basis = as_outputs(features, logits, basis)
-    return jnp.sqrt(squared_norm(project(features, basis))) * residual_norm(logits, ord=2)
+    h, z, directions = as_outputs(features, logits, basis)
+    return jnp.sqrt(squared_norm(project(h, directions))) * residual_norm(z, ord=2)
 
 
 def gradpca(features: ArrayLike, subspace: Subspace) -> jax.Array:
@@ -117,9 +118,10 @@ def gradpca(features: ArrayLike, subspace: Subspace) -> jax.Array:
         Out-of-Distribution Detection", with the sum that its public code takes; the text says
         the largest logit, `gradpca_max`. https://arxiv.org/abs/2505.16017
     """
-    features, (centre, basis) = as_fitted_features(features, subspace)
-    within = squared_norm(project(features, basis) - (centre @ basis)[None])
-    return _fraction(within, squared_norm(features - centre[None]))
+    h, (centre, basis) = as_fitted_features(features, subspace)
+    check_width(h, len(centre))
+    centred = h - centre[None]
+    return _fraction(squared_norm(project(centred, basis)), squared_norm(centred))
 
 
 def gradpca_max(features: ArrayLike, logits: ArrayLike, subspace: CellSubspace) -> jax.Array:
@@ -146,14 +148,15 @@ def gradpca_max(features: ArrayLike, logits: ArrayLike, subspace: CellSubspace) 
         Seleznova, Liu, Kutyniok et al. (2025), as its text has it.
         https://arxiv.org/abs/2505.16017
     """
-    features, logits, subspace = as_outputs(features, logits, subspace)
-    products = project(features, subspace.cells.T)
-    in_column = logits.argmax(axis=-1)[:, None] == subspace.predictions[None]
+    h, z, (cells, predictions, coordinates, offset, centre_norm) = as_outputs(
+        features, logits, subspace
+    )
+    products = project(h, cells.T)
+    in_column = z.argmax(axis=-1)[:, None] == predictions[None]
     products = jnp.where(in_column, products, jnp.zeros_like(products))
-    coordinates = project(products, subspace.coordinates)
-    within = squared_norm(coordinates[:, :-1] - subspace.offset[None])
-    length = squared_norm(append_one(features))
-    return _fraction(within, length - 2 * coordinates[:, -1] + subspace.centre_norm)
+    at = project(products, coordinates)
+    within = squared_norm(at[:, :-1] - offset[None])
+    return _fraction(within, squared_norm(append_one(h)) - 2 * at[:, -1] + centre_norm)
 
 
 def average_gradient(
@@ -183,13 +186,15 @@ def average_gradient(
         network's parameters, and scores are those of a linear classifier that is trained on the
         coordinates in it; here of the last layer, and nothing is trained.
     """
-    features, logits, gradients = as_outputs(features, logits, gradients)
-    p = jax.nn.softmax(logits)
-    left, right = project(p, gradients.output_basis), project(features, gradients.feature_basis)
+    h, z, (output_basis, feature_basis, means) = as_outputs(features, logits, gradients)
+    p = jax.nn.softmax(z)
+    left, right = project(p, output_basis), project(h, feature_basis)
     low = (left[:, :, None] * right[:, None, :]).reshape(len(p), -1)
-    products = project(low, gradients.means.T).max(axis=-1)
-    return safe_divide(products, jnp.sqrt(squared_norm(p) * squared_norm(features)), 0.0)
+    products = project(low, means.T).max(axis=-1)
+    return divide_or_zero(products, jnp.sqrt(squared_norm(p) * squared_norm(h)))
 
 
 def _fraction(part: jax.Array, whole: jax.Array) -> jax.Array:
-    return jnp.minimum(safe_divide(part, whole, 1.0), 1.0)
+    # Rounding may take the one above the other.
+    fraction = jnp.minimum(divide_or_zero(part, whole), 1.0)
+    return jnp.where(whole > 0, fraction, jnp.ones_like(fraction))

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.scores.arrays import as_fitted_features, project, safe_divide, squared_norm
+from gradnorm_jax.numerics import divide_or_zero
+from gradnorm_jax.scores.arrays import as_fitted_features, check_width, project, squared_norm
 
 
 class Prototypes(NamedTuple):
@@ -51,19 +52,14 @@ def prototype_gradient(features: ArrayLike, prototypes: Prototypes) -> jax.Array
     Raises:
         ValueError: a shape is not as above, or not that of the network fitted to.
     """
-    features, (classes, foreign) = as_fitted_features(features, prototypes)
-    from_foreign = features - foreign[None]
-    length = jnp.sqrt(squared_norm(from_foreign))
+    h, (classes, foreign) = as_fitted_features(features, prototypes)
+    check_width(h, len(foreign))
     # Distances do not depend on the origin; about the foreign prototype squares keep their digits.
-    classes = classes - foreign[None]
-    squares = (
-        squared_norm(from_foreign)[:, None]
-        - 2 * project(from_foreign, classes.T)
-        + squared_norm(classes)[None]
-    )
-    distances = jnp.sqrt(jnp.maximum(squares, 0.0))
-    weight = jax.nn.softmax(-jnp.concatenate([distances, length[:, None]], axis=1))[:, -1]
-    return weight[:, None] * safe_divide(from_foreign, length[:, None], 0.0)
+    h, classes = h - foreign[None], classes - foreign[None]
+    length = jnp.sqrt(squared_norm(h))[:, None]
+    squares = length**2 - 2 * project(h, classes.T) + squared_norm(classes)[None]
+    distances = jnp.concatenate([jnp.sqrt(jnp.maximum(squares, 0.0)), length], axis=1)
+    return jax.nn.softmax(-distances)[:, -1:] * divide_or_zero(h, length)
 
 
 def grood(features: ArrayLike, bank: GroodBank) -> jax.Array:
@@ -89,8 +85,8 @@ def grood(features: ArrayLike, bank: GroodBank) -> jax.Array:
         real OOD images of a validation set for the foreign prototype by default, which this never
         does unless you give them; and searches neighbours approximately, this exactly.
     """
-    features, (prototypes, gradients) = as_fitted_features(features, bank)
-    gradient = prototype_gradient(features, prototypes)
+    h, (prototypes, gradients) = as_fitted_features(features, bank)
+    gradient = prototype_gradient(h, prototypes)
     products = project(gradient, gradients.T)
     nearest = (squared_norm(gradients)[None] - 2 * products).argmin(axis=-1)
     # Found by products, which cancel near zero; measured by the difference, which does not.

@@ -1,5 +1,6 @@
 """Scores that look at gradients feature by feature: NAC and gradient short-circuits."""
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from gradnorm_jax.losses import softmax_minus_uniform
-from gradnorm_jax.scores.arrays import as_fitted_features, as_outputs, project
+from gradnorm_jax.scores.arrays import as_outputs, check_width, project
 from gradnorm_jax.scores.curvature import logits_and_kernel
 from gradnorm_jax.scores.output import energy
 
@@ -51,22 +52,16 @@ def nac(
         Detection and Generalization". https://arxiv.org/abs/2306.02879. The paper's results add
         inner layers; this is the last one alone.
     """
-    features, logits, kernel, coverage = as_outputs(features, logits, kernel, coverage)
-    gradient = project(softmax_minus_uniform(logits), kernel.T)
-    _check_features(features, coverage.coverage)
-    states = jax.nn.sigmoid(coverage.steepness * features * gradient)
-    num_features, num_bins = coverage.coverage.shape
-    bins = jnp.searchsorted(coverage.edges, states, side="right") - 1
+    h, z, weights, (edges, usual, steepness) = as_outputs(features, logits, kernel, coverage)
+    z, weights = logits_and_kernel(z, weights)
+    check_width(h, len(weights))
+    check_width(h, len(usual))
+    gradient = project(softmax_minus_uniform(z), weights.T)
+    states = jax.nn.sigmoid(steepness * h * gradient)
+    num_features, num_bins = usual.shape
+    bins = jnp.searchsorted(edges, states, side="right") - 1
     first = jnp.arange(num_features, dtype=bins.dtype)[None] * num_bins
-    return coverage.coverage.reshape(-1)[first + bins.clip(0, num_bins - 1)].mean(axis=-1)
-
-
-def _check_features(features: jax.Array, fitted: jax.Array) -> None:
-    if features.shape[1] != fitted.shape[0]:
-        raise ValueError(
-            f"features have {features.shape[1]} entries, but what is fitted is for "
-            f"{fitted.shape[0]}: take features of the same network"
-        )
+    return usual.reshape(-1)[first + bins.clip(0, num_bins - 1)].mean(axis=-1)
 
 
 def gsc(
@@ -99,13 +94,13 @@ def gsc(
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
-    features, logits, kernel = as_outputs(features, logits, kernel)
-    logits, kernel = logits_and_kernel(logits, kernel)
-    _check_features(features, kernel)
-    count = int(-(-fraction * len(kernel) // 1))
+    h, z, weights = as_outputs(features, logits, kernel)
+    z, weights = logits_and_kernel(z, weights)
+    check_width(h, len(weights))
+    count = math.ceil(fraction * len(weights))
     if not count:
-        return energy(logits)
-    sizes = jnp.abs(kernel.T[logits.argmax(axis=-1)])
-    smallest, _ = jax.lax.top_k(sizes, count)
-    removed = jnp.where(sizes >= smallest[:, -1:], features, jnp.zeros_like(features))
-    return energy(logits - project(removed, kernel))
+        return energy(z)
+    sizes = jnp.abs(weights.T[z.argmax(axis=-1)])
+    largest, _ = jax.lax.top_k(sizes, count)
+    removed = jnp.where(sizes >= largest[:, -1:], h, jnp.zeros_like(h))
+    return energy(z - project(removed, weights))

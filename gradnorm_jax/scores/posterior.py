@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows
+from gradnorm_jax.numerics import as_rows, unit_rows
 from gradnorm_jax.scores.arrays import (
     append_one,
     as_fitted_features,
     as_outputs,
     project,
-    safe_divide,
     softmax_minus_prediction,
     squared_norm,
 )
@@ -62,10 +61,9 @@ def fisher_mahalanobis(features: ArrayLike, logits: ArrayLike, fisher: HeadFishe
         "Detecting Extrapolation with Local Ensembles" for such scores,
         https://arxiv.org/abs/1910.09573. The two together are ours.
     """
-    features, logits, fisher = as_outputs(features, logits, fisher)
-    leverage = squared_norm(project(features, fisher.feature_root))
-    residual = softmax_minus_prediction(logits)
-    return -leverage * squared_norm(project(residual, fisher.output_root))
+    h, z, (feature_root, output_root) = as_outputs(features, logits, fisher)
+    leverage = squared_norm(project(h, feature_root))
+    return -leverage * squared_norm(project(softmax_minus_prediction(z), output_root))
 
 
 def scod(features: ArrayLike, posterior_root: ArrayLike) -> jax.Array:
@@ -94,8 +92,8 @@ def scod(features: ArrayLike, posterior_root: ArrayLike) -> jax.Array:
         (SLU). Both sketch the whole network; this is exact, and of the last layer alone. The
         scale is SLU's.
     """
-    features, root = as_fitted_features(features, posterior_root)
-    return -squared_norm(project(features, root))
+    h, root = as_fitted_features(features, posterior_root)
+    return -squared_norm(project(h, root))
 
 
 class Leverage(NamedTuple):
@@ -110,9 +108,7 @@ class Leverage(NamedTuple):
     complement: jax.Array
 
 
-def pnml(
-    features: ArrayLike, kernel: ArrayLike, bias: ArrayLike, leverage: Leverage
-) -> jax.Array:
+def pnml(features: ArrayLike, kernel: ArrayLike, bias: ArrayLike, leverage: Leverage) -> jax.Array:
     r"""Negative regret of the predictive normalised maximum likelihood learner for the last layer.
 
     .. math:: S = -\frac{1}{\log C} \log \sum_c \frac{p_c}{p_c + (1 - p_c) p_c^{\kappa}},
@@ -139,14 +135,14 @@ def pnml(
         `score_utils.py`. Their README and pytorch-ood take q / (1 + q) alone, and append no 1: no
         difference between the first two unless X^T X is singular.
     """
-    features, weights, bias, leverage = as_fitted_features(features, kernel, bias, leverage)
-    weights = as_rows("kernel", weights, "C")
-    length = jnp.sqrt(squared_norm(features))[:, None]
-    unit = safe_divide(features, length, 0.0)
-    log_p = jax.nn.log_softmax(project(unit, weights) + bias[None])
+    weights = as_rows("kernel", kernel, "C")
+    h, weights, shift, (whitening, complement) = as_fitted_features(
+        features, weights, bias, leverage
+    )
+    unit = unit_rows(h)
+    log_p = jax.nn.log_softmax(project(unit, weights) + shift[None])
     x = append_one(unit)
-    inside = squared_norm(project(x, leverage.whitening))
-    outside = squared_norm(project(x, leverage.complement))
+    inside, outside = squared_norm(project(x, whitening)), squared_norm(project(x, complement))
     kappa = jnp.maximum(outside, inside / (1 + inside))[:, None]
     # p / (p + (1 - p) p^kappa), by logarithms: no power of a p that underflows.
     genie = jax.nn.sigmoid((1 - kappa) * log_p - jnp.log1p(-jnp.exp(log_p)))
