@@ -26,7 +26,8 @@ def to_common_float(*trees: Any) -> Any:
         for x in map(jnp.asarray, jax.tree.leaves(trees))
         if jnp.issubdtype(x.dtype, jnp.floating)
     ]
-    dtype = jax.dtypes.canonicalize_dtype(functools.reduce(np.promote_types, floats, np.float32))
+    widest = functools.reduce(np.promote_types, floats, np.dtype(np.float32))
+    dtype = jax.dtypes.canonicalize_dtype(widest)
 
     def widen(x: ArrayLike) -> jax.Array:
         array = jnp.asarray(x)

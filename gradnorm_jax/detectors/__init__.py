@@ -20,6 +20,7 @@ from gradnorm_jax.detectors.detector import Batch, Detector, Fit, Needs
 from gradnorm_jax.detectors.feature import mahalanobis
 from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
+from gradnorm_jax.detectors.grood import grood
 from gradnorm_jax.detectors.neurons import gsc, nac
 from gradnorm_jax.detectors.output import energy, msp, odin
 from gradnorm_jax.detectors.parse import parse_detectors
@@ -43,6 +44,7 @@ __all__ = [
     "gradnorm",
     "gradorth",
     "gradpca",
+    "grood",
     "gsc",
     "mahalanobis",
     "msp",

@@ -17,6 +17,7 @@ from gradnorm_jax.detectors.detector import Detector
 from gradnorm_jax.detectors.feature import mahalanobis
 from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
+from gradnorm_jax.detectors.grood import grood
 from gradnorm_jax.detectors.neurons import gsc, nac
 from gradnorm_jax.detectors.output import energy, msp, odin
 
@@ -57,6 +58,7 @@ _ROWS = (
     Row(gradorth, "gradient", "Behpour et al. 2023, arXiv:2308.00310"),
     Row(gradpca, "gradient", "Seleznova et al. 2025, arXiv:2505.16017"),
     Row(average_gradient, "gradient", "Wu et al. 2023, arXiv:2310.17163"),
+    Row(grood, "gradient", "ElAraby et al. 2025, arXiv:2312.14427"),
     Row(nac, "gradient", "Liu et al. 2024, arXiv:2306.02879"),
     Row(gsc, "gradient", "Gu et al. 2025, arXiv:2507.01417"),
 )
