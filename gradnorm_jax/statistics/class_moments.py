@@ -37,6 +37,14 @@ def class_sums(features: ArrayLike, labels: ArrayLike, num_classes: int) -> Clas
             "features must be [N, D] and labels [N], got shapes "
             f"{features.shape} and {labels.shape}"
         )
+    check_labels(labels, num_classes)
+    sums = np.zeros((num_classes, features.shape[1]))
+    np.add.at(sums, labels, features)
+    return ClassSums(np.bincount(labels, minlength=num_classes).astype(np.float64), sums)
+
+
+def check_labels(labels: np.ndarray, num_classes: int) -> None:
+    """Raises ValueError unless labels `[N]` are all in 0 .. num_classes - 1."""
     outside = labels[(labels < 0) | (labels >= num_classes)]
     if outside.size:
         raise ValueError(
@@ -44,9 +52,6 @@ def class_sums(features: ArrayLike, labels: ArrayLike, num_classes: int) -> Clas
             f"{outside[0]}, -1 meaning none); class means need images labelled with the "
             "network's classes: give class subfolders or a CSV of labels"
         )
-    sums = np.zeros((num_classes, features.shape[1]))
-    np.add.at(sums, labels, features)
-    return ClassSums(np.bincount(labels, minlength=num_classes).astype(np.float64), sums)
 
 
 def class_means(sums: ClassSums) -> np.ndarray:
