@@ -50,7 +50,7 @@ _ROWS = (
     Row(gradnorm, "gradient", "Huang et al. 2021, arXiv:2110.00218"),
     Row(feature_norm, "gradient", "Huang et al. 2021, arXiv:2110.00218"),
     Row(residual_norm, "gradient", "Huang et al. 2021, arXiv:2110.00218"),
-    Row(exgrad, "gradient", "Igoe et al. 2022, arXiv:2205.10439"),
+    Row(exgrad, "gradient", "Igoe et al. 2022, arXiv:2205.10439", {"sign": 1}),
     Row(gini, "output", "Igoe et al. 2022, arXiv:2205.10439"),
     Row(fisher_trace, "gradient", "Sharma et al. 2021, arXiv:2102.12567"),
     Row(grad_uncertainty, "gradient", "Lee et al. 2023, arXiv:2304.02834"),
