@@ -11,7 +11,7 @@ from typing import Any
 
 from gradnorm_jax.detectors.detector import Detector
 from gradnorm_jax.detectors.options import Bare, check_options, is_bare, shorten, signature_options
-from gradnorm_jax.detectors.table import DETECTORS
+from gradnorm_jax.detectors.table import DETECTORS, expand
 
 _TOKEN = re.compile(r"""\s*('[^']*'|"[^"]*"|[,()\[\]=]|[^\s,()\[\]='"]+|['"])""")
 _NAME = re.compile(r"[^\W\d][\w.]*(:[^\W\d][\w.]*)?")
@@ -30,7 +30,8 @@ def parse_detectors(
     Args:
         specs: detectors, which pass through, or texts: a name in `DETECTORS`, or `module:name` of a
             `Detector` or of a function that returns one, each with its options in parentheses if
-            need be. The text, spaces removed, becomes the detector's name.
+            need be. The text, spaces removed, becomes the detector's name. `all` is all that need
+            no option, `all:gradient` those of a space.
         defaults: options by name in `DETECTORS`, which a text may override.
 
     Returns:
@@ -42,7 +43,7 @@ def parse_detectors(
     """
     if isinstance(specs, str | Detector):
         specs = [specs]
-    detectors = tuple(_to_detector(spec, defaults or {}) for spec in specs)
+    detectors = tuple(_to_detector(spec, defaults or {}) for spec in expand(specs))
     names = [detector.name for detector in detectors]
     for name in names:
         if names.count(name) > 1:

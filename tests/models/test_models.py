@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gradnorm_jax.models import (
-    ARCHITECTURES,
+    MODELS,
     get_architecture,
     init_model,
     load_model,
@@ -19,7 +19,7 @@ IMAGES = jnp.linspace(-1.0, 1.0, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
 
 
 def test_table():
-    assert list(ARCHITECTURES) == [
+    assert list(MODELS) == [
         "bit_r50x1",
         "bit_r101x1",
         "bit_r152x2",
@@ -29,16 +29,16 @@ def test_table():
         "bit_tiny",
         "mobilenet_v2",
     ]
-    assert all(name == row.name for name, row in ARCHITECTURES.items())
-    rows = {n: (r.preprocess, r.image_size, r.label_offset) for n, r in ARCHITECTURES.items()}
+    assert all(name == row.name for name, row in MODELS.items())
+    rows = {n: (r.preprocess, r.image_size, r.label_offset) for n, r in MODELS.items()}
     assert rows.pop("bit_tiny") == ("bit32", 32, 0)
     assert rows.pop("mobilenet_v2") == ("crop224", 224, 1)
     assert set(rows.values()) == {("bit480", 480, 0)}
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", MODELS)
 def test_head_and_keys(name):
-    row = ARCHITECTURES[name]
+    row = MODELS[name]
     images = jax.ShapeDtypeStruct((1, row.image_size, row.image_size, 3), jnp.float32)
     outputs, variables = jax.eval_shape(row.build(17).init_with_output, jax.random.key(0), images)
     assert list(variables) == ["params"]
@@ -134,7 +134,7 @@ def test_unknown_name_lists_the_known(tiny_file, call):
 
 @pytest.mark.parametrize("published", ["bit_s_r101x1", "bit_m_r101x1"])
 def test_published_names_of_weights_name_their_network(published):
-    assert get_architecture(published) is ARCHITECTURES["bit_r101x1"]
+    assert get_architecture(published) is MODELS["bit_r101x1"]
 
 
 def test_new_model_depends_on_its_key_alone():
