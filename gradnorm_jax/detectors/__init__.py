@@ -6,11 +6,31 @@ A detector is a frozen value; see `Detector`. Adding one takes a pure function i
 >>> mine = Detector("mine", "logits", lambda state, model, batch: batch.outputs.logits.max(axis=-1))
 """
 
+from gradnorm_jax.detectors.classes import cadref, fdbd, nci, she
+from gradnorm_jax.detectors.density import weiper
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit, Needs
-from gradnorm_jax.detectors.feature import mahalanobis
+from gradnorm_jax.detectors.feature import (
+    mahalanobis,
+    mahalanobis_plus_plus,
+    relative_mahalanobis,
+    relative_mahalanobis_plus_plus,
+)
 from gradnorm_jax.detectors.gradient import gradnorm
-from gradnorm_jax.detectors.output import energy, msp, odin
+from gradnorm_jax.detectors.neighbors import knn, nnguide
+from gradnorm_jax.detectors.output import (
+    energy,
+    entropy,
+    gen,
+    kl_matching,
+    max_logit,
+    msp,
+    odin,
+    temperature_scaling,
+)
 from gradnorm_jax.detectors.parse import parse_detectors
+from gradnorm_jax.detectors.rectified import ash_b, ash_p, ash_s, dice, optfs, react, scale, vra
+from gradnorm_jax.detectors.rectifier import Rectifier, compose
+from gradnorm_jax.detectors.subspace import neco, residual, vim
 from gradnorm_jax.detectors.table import DETECTORS
 
 __all__ = [
@@ -19,10 +39,38 @@ __all__ = [
     "Detector",
     "Fit",
     "Needs",
+    "Rectifier",
+    "ash_b",
+    "ash_p",
+    "ash_s",
+    "cadref",
+    "compose",
+    "dice",
     "energy",
+    "entropy",
+    "fdbd",
+    "gen",
     "gradnorm",
+    "kl_matching",
+    "knn",
     "mahalanobis",
+    "mahalanobis_plus_plus",
+    "max_logit",
     "msp",
+    "nci",
+    "neco",
+    "nnguide",
     "odin",
+    "optfs",
     "parse_detectors",
+    "react",
+    "relative_mahalanobis",
+    "relative_mahalanobis_plus_plus",
+    "residual",
+    "scale",
+    "she",
+    "temperature_scaling",
+    "vim",
+    "vra",
+    "weiper",
 ]

@@ -165,7 +165,7 @@ def kl_matching(logits: ArrayLike, log_templates: ArrayLike) -> jax.Array:
 
 
 def _log_probabilities(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """log p and log(1 - p) `[B, C]`, accurate where p is nearly one, too."""
+    """Log p and log(1 - p) `[B, C]`, accurate where p is nearly one, too."""
     shifted = logits - logits.max(axis=-1, keepdims=True)
     is_largest = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
     others = jnp.where(is_largest, jnp.full_like(shifted, -jnp.inf), shifted)

@@ -12,9 +12,7 @@ from gradnorm_jax.numerics import as_rows, check_fraction, divide_or_zero, to_co
 from gradnorm_jax.types import Outputs
 
 
-def outputs_of(
-    features: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None = None
-) -> Outputs:
+def outputs_of(features: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None = None) -> Outputs:
     """Features `[B, D]` with the logits `features @ kernel + bias` `[B, C]`, in full precision.
 
     Args:
@@ -101,9 +99,7 @@ def scale(features: ArrayLike, *, sparsity: float = 0.85) -> jax.Array:
     return rows * _sharpening(rows, ash_p(rows, sparsity=sparsity))
 
 
-def optfs(
-    features: ArrayLike, theta: ArrayLike, left: ArrayLike, right: ArrayLike
-) -> jax.Array:
+def optfs(features: ArrayLike, theta: ArrayLike, left: ArrayLike, right: ArrayLike) -> jax.Array:
     """Features times a factor that depends on which of equal bins they fall in.
 
     Args:

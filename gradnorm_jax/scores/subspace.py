@@ -1,6 +1,6 @@
 """Scores by how much of a feature lies where training features do not vary."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ class Residual(NamedTuple):
         directions: `[D, R]`, orthonormal.
     """
 
-    origin: jax.Array
-    directions: jax.Array
+    origin: Any
+    directions: Any
 
 
 class Principal(NamedTuple):
@@ -31,9 +31,9 @@ class Principal(NamedTuple):
         directions: `[D, R]`, orthonormal, of the features after both.
     """
 
-    mean: jax.Array
-    scale: jax.Array
-    directions: jax.Array
+    mean: Any
+    scale: Any
+    directions: Any
 
 
 def residual(features: ArrayLike, space: Residual) -> jax.Array:
@@ -58,9 +58,7 @@ def residual(features: ArrayLike, space: Residual) -> jax.Array:
     return -_length(features, space.origin, space.directions)
 
 
-def vim(
-    features: ArrayLike, logits: ArrayLike, space: Residual, alpha: ArrayLike
-) -> jax.Array:
+def vim(features: ArrayLike, logits: ArrayLike, space: Residual, alpha: ArrayLike) -> jax.Array:
     r"""Virtual-logit matching: energy minus the residual as one more logit.
 
     .. math:: S = L(z) - \alpha \| N^T (h - o) \|_2
@@ -119,9 +117,7 @@ def neco(
     _check_width(rows, mean)
     standardised = (rows - mean[None]) / scale[None]
     inside = jnp.matmul(standardised, directions, precision=jax.lax.Precision.HIGHEST)
-    share = divide_or_zero(
-        jnp.linalg.norm(inside, axis=1), jnp.linalg.norm(standardised, axis=1)
-    )
+    share = divide_or_zero(jnp.linalg.norm(inside, axis=1), jnp.linalg.norm(standardised, axis=1))
     return share * largest if use_max_logit else share
 
 
