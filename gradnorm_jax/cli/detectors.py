@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from gradnorm_jax.detectors import DETECTORS
+from gradnorm_jax.detectors import DETECTORS, parse_detectors
 from gradnorm_jax.detectors.table import Row
 
 _READS = {"logits": "logits", "outputs": "features, logits", "network": "the network"}
@@ -49,7 +49,7 @@ def _call(record: dict[str, Any]) -> rich.text.Text:
 
 
 def _describe(name: str, row: Row) -> dict[str, Any]:
-    detector = row.build(**row.example)
+    (detector,) = parse_detectors([row.build(**row.example)])
     parameters = inspect.signature(row.build).parameters.values()
     return {
         "name": name,

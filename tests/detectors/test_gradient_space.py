@@ -137,4 +137,3 @@ def test_many_classes_need_no_array_of_images_by_features_by_classes(spec):
     assert np.isfinite(detector.score(state, model, batch)).all()
     program = jax.make_jaxpr(detector.score)(state, model, batch)
     assert largest_array(program.jaxpr) <= 16 * 21843
-
