@@ -33,7 +33,9 @@ def run_detectors(options: DetectorsOptions) -> None:
     if options.json:
         print(json.dumps(records, indent=2))
         return
-    table = rich.table.Table("Detector", "Space", "Reads", "Paper", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("Detector", "Space", "Reads", "Paper"):
+        table.add_column(column, overflow="fold")
     for record in records:
         reads = " + ".join([_READS[record["needs"]], *record["learns"]])
         table.add_row(_call(record), record["space"], reads, record["paper"])
