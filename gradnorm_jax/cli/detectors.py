@@ -35,7 +35,7 @@ def run_detectors(options: DetectorsOptions) -> None:
         return
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
     for column in ("Detector", "Space", "Reads", "Paper"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, overflow="fold", no_wrap=column == "Detector")
     for record in records:
         reads = " + ".join([_READS[record["needs"]], *record["learns"]])
         table.add_row(_call(record), record["space"], reads, record["paper"])
