@@ -78,8 +78,8 @@ def paired_fpr(
         for k, (positive, negative) in enumerate(counts):
             # The strictest threshold at which enough are found.
             threshold = (positive[:, 1:] < needed).sum(axis=1).clip(max=high - low - 1)
-            block[:, k] = negative[np.arange(len(block)), passing[k][threshold]] / others
-    return rates
+            block[:, k] = negative[np.arange(len(block)), passing[k][threshold]]
+    return rates / others
 
 
 class _Window:
