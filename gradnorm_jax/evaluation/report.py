@@ -181,7 +181,9 @@ def _rich_table(result: Result, metrics: Mapping[str, str]) -> rich.table.Table:
 
     (first, *header), rows = headline_table(result, mark, " ", metrics.values())
     title = f"{' / '.join(metrics)}, in percent"
-    shown = rich.table.Table(title=title, title_justify="left", box=rich.box.SIMPLE_HEAD)
+    shown = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+    )
     shown.add_column(first, overflow="fold")
     for name in header:
         shown.add_column(rich.text.Text(printable(name)), justify="right", overflow="fold")

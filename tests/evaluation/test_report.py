@@ -190,7 +190,7 @@ def test_compare_names_the_detectors_there_are():
 
 @pytest.mark.parametrize(("width", "tables_shown"), [(80, 3), (160, 1)])
 def test_fifty_detectors_take_a_line_each(width, tables_shown):
-    names = [f"energy(temperature={i})" for i in range(50)]
+    names = [f"gradnorm(ord={i})" for i in range(50)]
     result = make_result(names, ("iNaturalist", "SUN", "Places", "Textures"))
     console = rich.console.Console(file=io.StringIO(), width=width)
     console.print(report.to_rich(result))
