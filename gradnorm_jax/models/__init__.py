@@ -17,11 +17,17 @@ from gradnorm_jax.models.architecture import Architecture, WeightsLayout
 from gradnorm_jax.models.table import MODELS
 from gradnorm_jax.tree import Params
 from gradnorm_jax.types import Model, Outputs, Variables
+from gradnorm_jax.weights.files import read_checkpoint, write_checkpoint
+from gradnorm_jax.weights.published import PUBLISHED, Published, download
 
 __all__ = [
     "MODELS",
+    "PUBLISHED",
     "Architecture",
+    "Published",
     "WeightsLayout",
+    "convert",
+    "download",
     "get_architecture",
     "init_model",
     "load_model",
@@ -36,13 +42,14 @@ def load_model(
     dtype: jax.typing.DTypeLike = jnp.float32,
     on_host: bool = False,
 ) -> Model:
-    """A network with the weights of a `.npz` or `.safetensors` file.
+    """A network with the weights of a file, in any format of `weights.files` and known layout.
 
     The number of classes is the file's.
 
     Args:
         name: a key of `MODELS`.
-        path: the weights file.
+        path: the weights: a `.npz`, `.safetensors`, `.msgpack` or PyTorch file, a folder of Orbax,
+            or what `download` returns.
         dtype: of the activations; parameters are float32 in any case.
         on_host: leave the parameters as NumPy arrays in place of putting them on the default
             device, which may be too small for them; see `gradnorm_jax.sharding.put_shared`.
@@ -53,11 +60,12 @@ def load_model(
 
     Raises:
         FileNotFoundError: there is no such file.
+        ModuleNotFoundError: reading such files needs a package of an extra.
         ValueError: the name is unknown; the file cannot be read; its keys and shapes are not
             exactly those of the network; or a number in it is not finite.
     """
     architecture = get_architecture(name)
-    arrays = checkpoint.read_checkpoint(path, lambda headers: _check(headers, architecture))
+    arrays = read_checkpoint(path, lambda headers: _check(headers, architecture))
     layout = architectures.find_layout(arrays, architecture)
     arrays = layout.clean(arrays)
     # What is not finite need not show in the scores: XLA for CPUs turns NaN into 0 where it
@@ -93,16 +101,16 @@ def init_model(
 def save_weights(
     params: Params, name: str, path: str | os.PathLike[str], *, state: Any = None
 ) -> None:
-    """Writes a network's arrays to a `.npz` file that `load_model` reads.
+    """Writes a network's arrays, in the first of its layouts, to a file that `load_model` reads.
 
     Args:
         params: of a model with the architecture `name`.
         name: a key of `MODELS`.
-        path: ends in `.npz`.
+        path: ends in `.safetensors` or `.npz`.
         state: the model's, if the network has batch statistics.
 
     Raises:
-        ValueError: the name is unknown, the path does not end in `.npz`, or the arrays are not
+        ValueError: the name is unknown, the path ends in something else, or the arrays are not
             those of the network, batch statistics included.
     """
     architecture = get_architecture(name)
@@ -110,7 +118,28 @@ def save_weights(
     variables = checkpoint.merge({"params": params, **(state or {})})
     arrays = checkpoint.from_params(variables, layout.entry)
     architectures.check(arrays, architecture, layout)
-    checkpoint.write_checkpoint(path, jax.device_get(arrays))
+    write_checkpoint(path, jax.device_get(arrays))
+
+
+def convert(source: str | os.PathLike[str], name: str, path: str | os.PathLike[str]) -> Model:
+    """Writes weights from anything that `load_model` reads as `save_weights` does.
+
+    The file needs no package of another framework to be read, and its parameters are float32.
+
+    Args:
+        source: the weights, as `load_model` takes them.
+        name: a key of `MODELS`.
+        path: the file to be written, which ends in `.safetensors` or `.npz`.
+
+    Returns:
+        The model, its arrays on the host.
+
+    Raises:
+        FileNotFoundError, ModuleNotFoundError, ValueError: see `load_model` and `save_weights`.
+    """
+    model = load_model(name, source, on_host=True)
+    save_weights(model.params, name, path, state=model.state)
+    return model
 
 
 def get_architecture(name: str) -> Architecture:

@@ -8,9 +8,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
-from gradnorm_jax.models.checkpoint import Checkpoint, Layout, check_layout, from_params, merge
-from gradnorm_jax.tree import Params, Path
+from gradnorm_jax.models.checkpoint import (
+    Checkpoint,
+    CheckpointEntry,
+    Layout,
+    check_layout,
+    merge,
+)
+from gradnorm_jax.tree import Params, Path, show_path
 from gradnorm_jax.types import Head
 
 
@@ -29,6 +36,10 @@ class WeightsLayout:
     clean: Callable[[Checkpoint], Checkpoint] = lambda checkpoint: checkpoint
 
 
+FLAX = WeightsLayout("flax", lambda path: CheckpointEntry(show_path(path)))
+"""That of Flax's own checkpoints, which every network can be read from."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A network, its weights files and its images.
@@ -38,7 +49,7 @@ class Architecture:
         build: `(num_classes, dtype) -> module`, a Linen module whose call maps images
             `[B, H, W, 3]` to `Outputs`. It has parameters, and batch statistics or none.
         head: where the last layer is in the module's parameters; None if it is not linear.
-        layouts: how weights files are laid out; the first is the one that is written.
+        layouts: how weights files are laid out, beside `FLAX`; the first is that of files written.
         preprocess: the preprocessing that its images need, as `get_preprocess` takes it.
         image_size: side of those images in pixels.
         num_classes: of the published weights.
@@ -85,15 +96,18 @@ def find_layout(arrays: Mapping[str, Any], architecture: Architecture) -> Weight
         arrays: of the file, or their shapes and types, by key.
         architecture: the network that it is taken for.
     """
-    if len(architecture.layouts) == 1:
-        return architecture.layouts[0]
-    variables = merge(template(architecture, 1))
 
     def common(layout: WeightsLayout) -> int:
-        keys = jax.eval_shape(functools.partial(from_params, layout=layout.entry), variables)
-        return len(keys.keys() & layout.clean(dict(arrays)).keys())
+        return len(layout_keys(architecture, layout) & layout.clean(dict(arrays)).keys())
 
-    return max(architecture.layouts, key=common)
+    return max((*architecture.layouts, FLAX), key=common)
+
+
+@functools.cache
+def layout_keys(architecture: Architecture, layout: WeightsLayout) -> frozenset[str]:
+    """The keys of a network's weights files, which do not depend on the number of classes."""
+    variables = merge(template(architecture, architecture.num_classes))
+    return frozenset(layout.entry(path).key for path in traverse_util.flatten_dict(variables))
 
 
 def count_classes(
@@ -109,8 +123,15 @@ def count_classes(
 
 def fits(headers: Mapping[str, Any], architecture: Architecture) -> bool:
     """Whether a weights file with arrays of these shapes and types is one of the network."""
-    layout = find_layout(headers, architecture)
+    classifier = architecture.classifier_path
     try:
+        # Only to trace networks whose classifier at least is there: tracing takes time.
+        if not any(
+            layout.entry(classifier).key in layout.clean(dict(headers))
+            for layout in (*architecture.layouts, FLAX)
+        ):
+            return False
+        layout = find_layout(headers, architecture)
         check(layout.clean(dict(headers)), architecture, layout)
     except ValueError:
         return False
