@@ -24,7 +24,7 @@ import optax
 import tyro
 from flax import traverse_util
 
-from experiments import training
+from experiments import runs, training
 from experiments.training import Metrics, TrainState
 from gradnorm_jax.data.images import decode_rgb
 from gradnorm_jax.data.open_source import open_source
@@ -95,7 +95,7 @@ def train(options: Options) -> TrainState:
         state,
         options.crop,
         id_data=options.test,
-        ood_data=dict(each.partition("=")[::2] for each in options.ood),
+        ood_data=training.parse_sets(options.ood),
         detectors=options.detectors,
         preprocess=preprocess,
     )
@@ -113,7 +113,7 @@ def train(options: Options) -> TrainState:
         return state, training.mean_metrics(collected) | evaluate(state)
 
     rounds = -(-options.steps // every)
-    state = training.run_rounds(state, rounds, run_round, options.out, options)
+    state = runs.run_rounds(state, rounds, run_round, options.out, options)
     training.export(state, architecture.name, options.out)
     return state
 
@@ -182,4 +182,4 @@ def _decode(record: Record, preprocess: Preprocess) -> tuple[np.ndarray, np.ndar
 if __name__ == "__main__":
     options = tyro.cli(Options)
     train(options)
-    training.plot_history(options.out)
+    runs.plot_history(options.out)

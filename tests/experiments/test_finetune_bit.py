@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import finetune_bit, training
+from experiments import finetune_bit, runs, training
 from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.models import get_architecture, load_model
 
@@ -82,7 +82,7 @@ def standard_promotion():
 @pytest.mark.usefixtures("standard_promotion")
 def test_a_run_that_ends_early_resumes_to_the_same_bits(options, monkeypatch):
     whole = finetune_bit.train(options)
-    history = training.read_history(options.out)
+    history = runs.read_history(options.out)
     assert [line["round"] for line in history] == [1, 2, 3]
     assert "gradnorm/same/auroc" in history[0]
 
@@ -100,4 +100,4 @@ def test_a_run_that_ends_early_resumes_to_the_same_bits(options, monkeypatch):
         finetune_bit.train(other)
     again = finetune_bit.train(other)
     jax.tree.map(np.testing.assert_array_equal, again.params, whole.params)
-    assert training.read_history(other.out) == history
+    assert runs.read_history(other.out) == history
