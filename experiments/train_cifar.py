@@ -141,13 +141,16 @@ def train(options: Options, data: Data) -> TrainState:
     """Trains and evaluates; leaves checkpoints, metrics by epoch, and weights.
 
     Raises:
-        ValueError: there are fewer images than one batch takes, or `out` holds another run.
+        ValueError: there are fewer images than one batch takes, an image has no label, or `out`
+            holds another run.
     """
     architecture, count = get_architecture(options.model), len(data.train[1])
     preprocess = get_preprocess(architecture.preprocess)
     classes = int(data.train[1].max()) + 1
     network = architecture.build(classes, dtype=jnp.dtype(options.dtype))
     steps = count // options.batch_size
+    if data.train[1].min(initial=0) < 0:
+        raise ValueError(f"{options.train} has images without label; give a class to all")
     if not steps:
         raise ValueError(f"{count} images are less than one batch of {options.batch_size}")
     rate = make_schedule(options, steps * options.epochs)

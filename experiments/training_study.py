@@ -14,7 +14,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import optax
@@ -29,13 +29,13 @@ from gradnorm_jax.evaluation.report import Table, to_markdown
 DETECTORS = ("msp", "energy", "gradnorm")
 WEIGHT_DECAY = 1e-4
 # Where each is commonly started; neither was tuned.
-RATES = {"sgd": 0.1, "adam": 1e-3}
+RATES: dict[Literal["sgd", "adam"], float] = {"sgd": 0.1, "adam": 1e-3}
 
 
 class Recipe(NamedTuple):
     """How a network is trained."""
 
-    optimizer: str
+    optimizer: Literal["sgd", "adam"]
     weight_decay: float
 
     @property

@@ -71,6 +71,14 @@ def test_batches_from_any_step_on_are_those_of_the_whole(options):
     assert not np.array_equal(pixels[:40], pixels[40:80])
 
 
+def test_labels_beyond_the_classes_are_refused(options):
+    few = dataclasses.replace(options, num_classes=3)
+    preprocess = finetune_bit.squash(get_architecture("bit_tiny"), 36)
+    batches = finetune_bit.read_batches(open_source(few.train), preprocess, few, range(6))
+    with pytest.raises(ValueError, match=r"has label 3; labels must be 0 to 2 \(--num-classes\)"):
+        list(batches)
+
+
 @pytest.fixture
 def standard_promotion():
     """Optax's schedules mix types."""

@@ -87,6 +87,17 @@ def test_augmentation_takes_squares_of_the_padded_image_and_their_mirror_images(
     np.testing.assert_array_equal(augmented, again)
 
 
+def test_what_cannot_be_trained_on_is_refused(options):
+    data = train_cifar.read_data(options)
+    with pytest.raises(ValueError, match="64 images are less than one batch of 128"):
+        train_cifar.train(dataclasses.replace(options, batch_size=128), data)
+    unlabelled = data._replace(train=(data.train[0], np.full(64, -1)))
+    with pytest.raises(ValueError, match="has images without label"):
+        train_cifar.train(options, unlabelled)
+    with pytest.raises(ValueError, match="cannot read OOD set 'folder'; write NAME=DATA"):
+        train_cifar.read_data(dataclasses.replace(options, ood=("folder",)))
+
+
 def test_the_optimizer_is_that_of_pytorch():
     params, rate = np.array([1.0, -2.0]), 0.1
     optimizer = training.make_optimizer(
@@ -166,7 +177,7 @@ def test_a_run_resumes_to_the_same_bits(tmp_path):
             x = jax.random.normal(jax.random.fold_in(jax.random.key(1), number), (5, 3))
             gradients = jax.grad(lambda p: jnp.square(network.apply({"params": p}, x)).mean())
             state = state.apply_gradients(grads=gradients(state.params))
-            return state, {"norm": float(optax.global_norm(state.params))}
+            return state, {"norm": float(optax.tree.norm(state.params))}
 
         return runs.run_rounds(state, 4, run_round, tmp_path / folder, options)
 
