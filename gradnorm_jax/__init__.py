@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradnorm_jax import detectors, metrics, plots
+    from gradnorm_jax import detectors, metrics, models, plots
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
     from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("detectors", "metrics", "plots")
+_SUBMODULES = ("detectors", "metrics", "models", "plots")
 _LAZY = {
     "Batch": "detectors",
     "DETECTORS": "detectors",
@@ -132,6 +132,7 @@ __all__ = [
     "kl_to_uniform",
     "mahalanobis",
     "metrics",
+    "models",
     "msp",
     "odin",
     "one_hot_prediction",

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradnorm_jax.models import (
     bit,
+    bit_torch,
     cifar_densenet,
     cifar_resnet,
     mobilenet_v2,
@@ -29,12 +30,19 @@ def _torch(name: str, layout: Layout) -> WeightsLayout:
     return WeightsLayout(name, layout, clean_torch)
 
 
+_BIT_LAYOUTS = (
+    WeightsLayout("bit", bit.layout, bit.remove_numbers),
+    WeightsLayout("bit_pytorch", functools.partial(bit_torch.layout, last_norm="head.gn")),
+    WeightsLayout("gradnorm_ood", functools.partial(bit_torch.layout, last_norm="before_head.gn")),
+)
+
+
 def _bit(name: str, depths: tuple[int, ...], multiplier: int) -> Architecture:
     return Architecture(
         name,
         functools.partial(BiT, depths=depths, width=64 * multiplier),
         bit.HEAD,
-        (WeightsLayout("bit", bit.layout, bit.remove_numbers),),
+        _BIT_LAYOUTS,
         preprocess="bit480",
         image_size=480,
         num_classes=1000,
@@ -79,7 +87,7 @@ _ROWS = (
         "bit_tiny",
         functools.partial(BiT, depths=(1, 1, 1, 1), width=16, groups=8),
         bit.HEAD,
-        (WeightsLayout("bit", bit.layout, bit.remove_numbers),),
+        _BIT_LAYOUTS,
         preprocess="bit32",
         **_CIFAR,
     ),

@@ -24,6 +24,7 @@ READERS: Mapping[str, Callable[[Path], Stored]] = {
     ".pt": open_torch,
     ".pth": open_torch,
     ".th": open_torch,
+    ".ckpt": open_torch,
     ".tar": open_torch,
 }
 """Who reads which files. Orbax's checkpoints are folders."""

@@ -165,12 +165,14 @@ def test_folders_of_orbax(tmp_path):
 def test_shapes_in_orbax_are_checked_before_anything_is_read(tmp_path, monkeypatch):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "one", state())
-    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(
+        ocp.PyTreeCheckpointHandler, "restore", lambda *_, **__: pytest.fail("read")
+    )
 
     def refuse(headers):
         raise ValueError(str({key: header.shape for key, header in headers.items()}))
 
-    with pytest.raises(ValueError, match=r"'a/kernel': \(2, 3\), 'bn/mean': \(2,\)|'bn/mean'"):
+    with pytest.raises(ValueError, match=r"'a/kernel': \(2, 3\)"):
         read_checkpoint(tmp_path / "one", refuse)
 
 
