@@ -91,7 +91,7 @@ def test_models_as_json(capsys):
         "classes": 1000,
         "features": 2048,
         "parameters": 25_549_352,
-        "layouts": ["bit", "flax"],
+        "layouts": ["bit", "bit_pytorch", "gradnorm_ood", "flax"],
         "source": "google-research/big_transfer",
         "license": "Apache-2.0",
     }
