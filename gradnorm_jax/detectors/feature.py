@@ -5,12 +5,16 @@ import jax
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit
 from gradnorm_jax.detectors.options import builder
-from gradnorm_jax.statistics import class_moments
-from gradnorm_jax.types import Model
+from gradnorm_jax.statistics.class_moments import CLASS_SUMS, ClassSums, tied_gaussians
+from gradnorm_jax.statistics.moments import MOMENTS, Moments
+from gradnorm_jax.types import LinearHead, Model
 
-_TIED_GAUSSIANS = Fit(
-    class_moments.init, class_moments.update, class_moments.merge, class_moments.tied_gaussians
-)
+
+def _gaussians(head: LinearHead, moments: Moments, sums: ClassSums) -> scores.TiedGaussians:
+    return tied_gaussians(moments, sums)
+
+
+_TIED_GAUSSIANS = Fit((MOMENTS, CLASS_SUMS), _gaussians)
 
 
 @builder

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import difflib
 import functools
 import importlib
 import re
@@ -10,7 +11,7 @@ from typing import Any
 
 from gradnorm_jax.detectors.detector import Detector
 from gradnorm_jax.detectors.options import Bare, check_options, is_bare, shorten, signature_options
-from gradnorm_jax.detectors.table import DETECTORS
+from gradnorm_jax.detectors.table import DETECTORS, expand
 
 _TOKEN = re.compile(r"""\s*('[^']*'|"[^"]*"|[,()\[\]=]|[^\s,()\[\]='"]+|['"])""")
 _NAME = re.compile(r"[^\W\d][\w.]*(:[^\W\d][\w.]*)?")
@@ -29,7 +30,8 @@ def parse_detectors(
     Args:
         specs: detectors, which pass through, or texts: a name in `DETECTORS`, or `module:name` of a
             `Detector` or of a function that returns one, each with its options in parentheses if
-            need be. The text, spaces removed, becomes the detector's name.
+            need be. The text, spaces removed, becomes the detector's name. `all` is all that need
+            no option, `all:gradient` those of a space.
         defaults: options by name in `DETECTORS`, which a text may override.
 
     Returns:
@@ -41,7 +43,7 @@ def parse_detectors(
     """
     if isinstance(specs, str | Detector):
         specs = [specs]
-    detectors = tuple(_to_detector(spec, defaults or {}) for spec in specs)
+    detectors = tuple(_to_detector(spec, defaults or {}) for spec in expand(specs))
     names = [detector.name for detector in detectors]
     for name in names:
         if names.count(name) > 1:
@@ -60,20 +62,26 @@ def _to_detector(spec: str | Detector, defaults: Mapping[str, Mapping[str, Any]]
             "function that builds one must be called: msp()"
         )
     target, options = _read_call(spec)
-    found = _import(target) if ":" in target else DETECTORS.get(target)
+    found = _import(target) if ":" in target else _known(target)
     if isinstance(found, Detector):
         if options:
             raise ValueError(f"{target!r} is a Detector and takes no options; leave them out")
         detector = found
     elif callable(found):
         detector = _build(target, found, options, defaults.get(target, {}))
-    elif found is None:
-        raise ValueError(f"unknown detector {target!r}; known: {', '.join(DETECTORS)}")
     else:
         raise ValueError(
             f"{target!r} must be a Detector or a function that returns one, got {found!r}"
         )
     return dataclasses.replace(detector, name="".join(spec.split()))
+
+
+def _known(name: str) -> Callable[..., Detector]:
+    if name not in DETECTORS:
+        close = difflib.get_close_matches(name, DETECTORS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise ValueError(f"unknown detector {name!r}; {hint}known: {', '.join(DETECTORS)}")
+    return DETECTORS[name].build
 
 
 def _import(target: str) -> Any:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.models.layers import batch_norm, convolve, linear
+from gradnorm_jax.models.layers import avg_pool, batch_norm, convolve, linear
 from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.types import Head, Outputs
@@ -109,4 +109,4 @@ class _Transition(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         x = convolve(nn.relu(batch_norm(x, train, "bn1")), x.shape[-1] // 2, 1, "conv1")
-        return nn.avg_pool(x, (2, 2), strides=(2, 2))
+        return avg_pool(x)

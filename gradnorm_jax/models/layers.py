@@ -74,6 +74,12 @@ def max_pool(x: jax.Array, padding: int | tuple[int, int] = 1) -> jax.Array:
     return nn.max_pool(x, (3, 3), strides=(2, 2), padding=[(before, after)] * 2)
 
 
+def avg_pool(x: jax.Array) -> jax.Array:
+    """The mean of 2x2 pixels; an odd last row or column is left out."""
+    # Flax's own divides by integers, which strict type promotion refuses.
+    return nn.pool(x, 0.0, jax.lax.add, (2, 2), (2, 2), "VALID") / 4
+
+
 def linear(features: jax.Array, num_classes: int, name: str) -> jax.Array:
     """The last layer, in the type of the features."""
     return nn.Dense(num_classes, dtype=features.dtype, name=name)(features)
