@@ -172,9 +172,14 @@ def test_where_the_cache_is(monkeypatch, tmp_path):
     assert cache_folder() == tmp_path / "other" / "gradnorm_jax"
 
 
-def test_names_of_published_files_hold_their_hashes():
-    for name, row in PUBLISHED.items():
-        assert name == row.name
-        file = row.url.rpartition("/")[2]
-        assert file.startswith(name + ".")
-        assert row.sha256 in file
+def test_hashes_are_those_in_the_names_of_published_files():
+    assert all(name == row.name for name, row in PUBLISHED.items())
+    files = {name: row.url.rpartition("/")[2] for name, row in PUBLISHED.items()}
+    assert len(set(files.values())) == len(files)
+    assert all(row.sha256 in files[name] for name, row in PUBLISHED.items())
+
+
+def test_a_real_file_has_the_hash_that_is_in_its_name(shared_data):
+    with open(shared_data / "weights" / "resnet20-12fca82f.th", "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    assert digest.startswith(PUBLISHED["resnet20-12fca82f"].sha256)
