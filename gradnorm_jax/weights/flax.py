@@ -19,7 +19,7 @@ def open_msgpack(path: Path) -> Stored:
     with readable(path, "write it again with flax.serialization.to_bytes"):
         restored = serialization.msgpack_restore(path.read_bytes())
         if not isinstance(restored, Mapping):
-            raise ValueError(f"it holds a {type(restored).__name__}, which is no tree of arrays")
+            raise ValueError(f"a {type(restored).__name__} is no tree of arrays")
         return stored_arrays(_only_arrays(flax_leaves(restored)))
 
 
@@ -57,7 +57,7 @@ def open_orbax(path: Path) -> Stored:
 def _only_arrays(leaves: dict[str, Any]) -> dict[str, Any]:
     for name, leaf in leaves.items():
         if not isinstance(leaf, np.ndarray | np.generic):
-            raise ValueError(f"{name} is a {type(leaf).__name__} and no array")
+            raise ValueError(f"{name} is of type {type(leaf).__name__} and no array")
     return leaves
 
 

@@ -6,6 +6,7 @@ import jax
 import pytest
 
 from gradnorm_jax import models
+from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.models import MODELS
 from gradnorm_jax.models.architecture import FLAX, fits, template
 from gradnorm_jax.models.checkpoint import from_params, merge
@@ -44,5 +45,8 @@ def test_weights_of_no_known_network_are_listed():
         models._check(found, MODELS["mobilenet_v2"])
 
 
-def test_published_weights_are_of_known_networks():
+def test_published_weights_are_of_known_networks_and_preprocessing():
     assert {row.model for row in PUBLISHED.values()} <= MODELS.keys()
+    for row in PUBLISHED.values():
+        if row.preprocess:
+            assert get_preprocess(row.preprocess).size == MODELS[row.model].image_size
