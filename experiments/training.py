@@ -19,6 +19,7 @@ import gradnorm_jax as gj
 from gradnorm_jax.data.preprocess import Preprocess, scale
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.source import Record, hash_records
+from gradnorm_jax.models import save_weights
 
 Metrics = dict[str, float]
 OPTIONS, HISTORY = "options.json", "history.jsonl"
@@ -91,7 +92,7 @@ def create_state(
 
 
 def make_optimizer(
-    name: Literal["sgd", "adam"], rate: optax.Schedule, weight_decay: float
+    name: Literal["sgd", "adam"], rate: optax.Schedule, weight_decay: float = 0.0
 ) -> optax.GradientTransformation:
     """SGD with momentum 0.9, or Adam.
 
@@ -103,16 +104,18 @@ def make_optimizer(
 
 
 def train_step(
-    state: TrainState, images: jax.Array, labels: jax.Array, **call_kwargs: Any
+    state: TrainState, images: jax.Array, labels: jax.Array
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """One step on the cross entropy of `[B, H, W, 3]` and `[B]`: the new state, loss, accuracy.
 
     Under a mesh whose devices share the batch, gradients and batch statistics are of all of it.
     """
+    # Networks without batch statistics are the same function in training.
+    mode = {"train": True} if state.batch_stats else {}
 
     def loss_fn(params: Any) -> tuple[jax.Array, tuple[jax.Array, Any]]:
         variables = state.variables | {"params": params}
-        outputs, updates = state.apply_fn(variables, images, mutable=["batch_stats"], **call_kwargs)
+        outputs, updates = state.apply_fn(variables, images, mutable=["batch_stats"], **mode)
         losses = optax.softmax_cross_entropy_with_integer_labels(outputs.logits, labels)
         return losses.mean(), (outputs.logits, updates)
 
@@ -149,24 +152,41 @@ def augment(key: jax.Array, pixels: jax.Array, size: int, padding: int = 0) -> j
 
 def augmented_step(
     state: TrainState,
+    key: jax.Array,
     pixels: jax.Array,
     labels: jax.Array,
-    *,
-    seed: int,
     preprocess: Preprocess,
     padding: int = 0,
-    **call_kwargs: Any,
 ) -> tuple[TrainState, dict[str, jax.Array]]:
-    """`train_step` on augmented pixels; the augmentation is a function of seed and step number."""
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    """`train_step` on augmented pixels; the augmentation is a function of key and step number."""
+    key = jax.random.fold_in(key, state.step)
     images = scale(augment(key, pixels, preprocess.size, padding), preprocess)
-    return train_step(state, images, labels, **call_kwargs)
+    return train_step(state, images, labels)
 
 
 def mean_metrics(metrics: Iterable[Mapping[str, jax.Array]]) -> Metrics:
     """The mean of each metric over steps, fetched from the devices at once."""
     columns = jax.device_get(jax.tree.map(lambda *values: jnp.stack(values).mean(), *metrics))
     return {name: float(value) for name, value in columns.items()}
+
+
+def make_evaluate(
+    network: nn.Module, state: TrainState, size: int, **arguments: Any
+) -> Callable[[TrainState], Metrics]:
+    """`state -> metrics` of a network in training for images of `size` x `size` pixels.
+
+    `arguments` are those of `gradnorm_jax.evaluate` but for the model.
+    """
+    images = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    # Where the last layer is does not change in training: it is looked for once.
+    model = gj.from_linen(network, state.variables, images)
+
+    def evaluate(state: TrainState) -> Metrics:
+        statistics = {"batch_stats": state.batch_stats} if state.batch_stats else {}
+        trained = model.replace(params=state.params, state=statistics)
+        return ood_metrics(gj.evaluate(trained, progress=False, **arguments))
+
+    return evaluate
 
 
 def ood_metrics(result: gj.Result) -> Metrics:
@@ -236,6 +256,12 @@ def read_history(folder: Path) -> list[dict[str, float]]:
     """The metrics of each round so far."""
     file = folder / HISTORY
     return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+
+def export(state: TrainState, name: str, folder: Path) -> None:
+    """Writes `weights.npz`, which `gradnorm-jax evaluate` reads as those of the network `name`."""
+    statistics = {"batch_stats": state.batch_stats} if state.batch_stats else None
+    save_weights(state.params, name, folder / "weights.npz", state=statistics)
 
 
 def plot_history(folder: Path) -> None:

@@ -5,8 +5,8 @@
         --ood textures=dtd/images --epochs 30 --out runs/study/resnet20
 
 SGD and Adam, each with and without weight decay, with several seeds. It prints a table in which
-every cell is the mean over the seeds and their standard deviation. Run again, it trains only what is
-missing; several processes share the work with `--process 0/3` to `--process 2/3`.
+every cell is the mean over the seeds and their standard deviation. Run again, it trains only what
+is missing; several processes share the work with `--process 0/3` to `--process 2/3`.
 """
 
 import itertools

@@ -2,7 +2,6 @@
 
 import pathlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -46,11 +45,10 @@ def grood_bank(rows: Rows, prototypes: Prototypes) -> GroodBank:
             "that labels are the network's classes"
         )
 
-    def gradient(row: jax.Array) -> jax.Array:
-        return prototype_gradient(row[None], prototypes)[0]
-
     # In blocks, as distances to all classes are [N, C].
-    return GroodBank(prototypes, jax.lax.map(gradient, jnp.asarray(features), batch_size=1024))
+    blocks = (features[start : start + 4096] for start in range(0, len(features), 4096))
+    gradients = [prototype_gradient(block, prototypes) for block in blocks]
+    return GroodBank(prototypes, jnp.concatenate(gradients))
 
 
 def read_features(path: pathlib.Path) -> np.ndarray:
