@@ -121,11 +121,13 @@ def _check(file: Path, path: Path, sha256: str, remedy: str) -> None:
             f"no SHA-256 of {path.name} is recorded; {digest} is noted in {note} and checked from "
             "now on"
         )
-    expected = sha256 or note.read_text().partition(" ")[0]
+    expected, source = sha256, "recorded"
+    if not sha256:
+        expected, source = note.read_text().partition(" ")[0], f"noted in {note}"
     if not digest.startswith(expected):
         raise ValueError(
             f"{path.name} is damaged or another file: its SHA-256 begins {digest[:16]} in place of "
-            f"{expected[:16]}; {remedy}"
+            f"{expected[:16]}, which is {source}; {remedy}"
         )
 
 

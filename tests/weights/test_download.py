@@ -87,7 +87,8 @@ def test_a_part_that_is_whole_already(site, path):
 
 def test_another_file_is_refused_and_not_kept(site, path):
     with pytest.raises(
-        ValueError, match=rf"SHA-256 begins {SHA256[:16]} in place of 00000000; htt"
+        ValueError,
+        match=rf"SHA-256 begins {SHA256[:16]} in place of 00000000, which is recorded; htt",
     ):
         fetch(f"{site.url}/file.npz", path, sha256="00000000")
     assert [each.name for each in path.parent.iterdir()] == ["file.npz.lock"]
@@ -104,7 +105,7 @@ def test_a_hash_that_is_not_recorded_is_noted(site, path, caplog):
         fetch(f"{site.url}/file.npz", path)
     path.unlink()
     site.content = b"another version"
-    with pytest.raises(ValueError, match="has changed, or the connection"):
+    with pytest.raises(ValueError, match=rf"which is noted in {path}.sha256; .* has changed, or"):
         fetch(f"{site.url}/file.npz", path)
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gradnorm_jax.weights.files import read_checkpoint
 from tests.hostile import an_answer_or_a_sentence
+from tests.resnet20 import read_state_dict
 from tests.weights.test_files import Bomb
 
 
@@ -57,6 +58,14 @@ def test_state_dicts_are_read(torch, tmp_path, suffix, zipped, wrapper):
     assert {key: header.shape for key, header in headers.items()} == {
         key: array.shape for key, array in read.items()
     }
+
+
+def test_a_real_file_is_read_as_without_torch(torch, shared_data):
+    path = shared_data / "weights" / "resnet20-12fca82f.th"
+    read, expected = read_checkpoint(path), read_state_dict(path)
+    assert read.keys() == expected.keys()
+    for key, array in read.items():
+        np.testing.assert_array_equal(array, expected[key])
 
 
 @pytest.mark.parametrize(
