@@ -51,6 +51,16 @@ def test_every_variable_has_a_place_in_every_layout(name):
         assert count_classes(headers, row, layout) == 17
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_bfloat16_ends_before_the_features(name):
+    row = MODELS[name]
+    images = jax.ShapeDtypeStruct((2, row.image_size, row.image_size, 3), jnp.float32)
+    module = row.build(17, dtype=jnp.bfloat16)
+    outputs = jax.eval_shape(module.apply, template(row, 17), images)
+    assert {leaf.dtype for leaf in jax.tree.leaves(outputs)} == {jnp.dtype("float32")}
+    assert outputs.logits.shape == (2, 17)
+
+
 def test_blocks_are_found_by_pattern(tiny_file):
     params = load_model("bit_tiny", tiny_file).params
     paths = [
