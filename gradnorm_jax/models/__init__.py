@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gradnorm_jax.convolution import fast
 from gradnorm_jax.models import bit, checkpoint, mobilenet_v2
 from gradnorm_jax.models.bit import BiT
 from gradnorm_jax.models.checkpoint import Checkpoint, Layout
@@ -165,7 +166,7 @@ def _pure_apply(module: nn.Module) -> Callable[[Params, jax.Array], Outputs]:
     def apply(variables: Variables, images: jax.Array) -> Outputs:
         return cast(Outputs, module.apply({"params": variables.params}, images))
 
-    return apply
+    return fast(apply)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
