@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradnorm_jax import detectors, metrics, plots
+    from gradnorm_jax import detectors, metrics, plots, statistics
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
@@ -39,28 +39,30 @@ if TYPE_CHECKING:
         residual_norm,
         smoothed_prediction,
     )
-    from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
-    from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
+    from gradnorm_jax.statistics import Examples, Statistic, tied_gaussians
+    from gradnorm_jax.types import Head, LinearHead, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("detectors", "metrics", "plots")
+_SUBMODULES = ("detectors", "metrics", "plots", "statistics")
 _LAZY = {
     "Batch": "detectors",
     "DETECTORS": "detectors",
     "Detector": "detectors",
+    "Examples": "statistics",
     "Fit": "detectors",
     "Fitted": "fitted",
     "Head": "types",
     "Interrupted": "evaluation.records",
+    "LinearHead": "types",
     "Model": "types",
     "Outputs": "types",
     "Preprocess": "data.preprocess",
     "Result": "evaluation.report",
+    "Statistic": "statistics",
     "Unfinished": "evaluation.records",
     "Variables": "types",
     "array_stream": "data",
     "as_stream": "data",
     "batch_stream": "data",
-    "class_moments": "statistics.class_moments",
     "combine_norms": "norms",
     "cross_entropy": "losses",
     "energy": "scores",
@@ -88,7 +90,7 @@ _LAZY = {
     "residual_norm": "scores",
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
-    "tied_gaussians": "statistics.class_moments",
+    "tied_gaussians": "statistics",
 }
 """Where each public name is."""
 
@@ -98,21 +100,23 @@ __all__ = [
     "DETECTORS",
     "Batch",
     "Detector",
+    "Examples",
     "Fit",
     "Fitted",
     "Head",
     "Interrupted",
+    "LinearHead",
     "Model",
     "Outputs",
     "Preprocess",
     "Result",
+    "Statistic",
     "Unfinished",
     "Variables",
     "__version__",
     "array_stream",
     "as_stream",
     "batch_stream",
-    "class_moments",
     "combine_norms",
     "cross_entropy",
     "detectors",
@@ -143,6 +147,7 @@ __all__ = [
     "residual_norm",
     "smoothed_prediction",
     "softmax_minus_uniform",
+    "statistics",
     "tied_gaussians",
 ]
 

@@ -153,17 +153,14 @@ def _sum_of_products(lhs: jax.Array, rhs: jax.Array, parameters: Parameters) -> 
     """A depthwise convolution."""
     numbers = parameters["dimension_numbers"]
     x, geometry = _channels_last(lhs, rhs, parameters)
-    accumulator = np.promote_types(x.dtype, np.float32)
+    x = x.astype(np.promote_types(x.dtype, np.float32))
     output, channel, *space = numbers.rhs_spec
-    channels = x.shape[-1]
-    kernel = rhs.transpose(*space, channel, output).reshape(
-        -1, channels, rhs.shape[output] // channels
-    )
-    kernel = kernel.astype(accumulator)
-    y = sum(
-        patch.astype(accumulator)[..., None] * jnp.expand_dims(kernel[offset], range(x.ndim - 1))
-        for offset, patch in enumerate(_patches(x, geometry, 0))
-    )
+    ones, channels = (1 for _ in x.shape[:-1]), x.shape[-1]
+    # Several outputs of one channel stand beside each other.
+    kernel = rhs.astype(x.dtype).transpose(*space, channel, output)
+    kernel = kernel.reshape(-1, *ones, channels, kernel.shape[-1] // channels)
+    patches = (patch[..., None] for patch in _patches(x, geometry, 0))
+    y = functools.reduce(jnp.add, map(jnp.multiply, patches, kernel))
     y = y.reshape(*y.shape[:-2], -1)
     batch, channel, *space = numbers.out_spec
     y = y.transpose(np.argsort([batch, *space, channel]))

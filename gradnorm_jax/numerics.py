@@ -1,5 +1,6 @@
 """Types wide enough to compute in, and checks of the numbers that users choose."""
 
+import functools
 import math
 from typing import Any
 
@@ -13,6 +14,26 @@ def to_float32_at_least(x: jax.Array) -> jax.Array:
     """`x` in float32, or in its own type if that is wider."""
     # NumPy takes integers to float64, which is float32 unless x64 is enabled.
     return x.astype(jax.dtypes.canonicalize_dtype(np.promote_types(x.dtype, np.float32)))
+
+
+def to_common_float(*trees: Any) -> Any:
+    """The trees with all their floating arrays in one type, the widest of them, at least float32.
+
+    Features may come in float32 and what was fitted in float64, say.
+    """
+    floats = [
+        x.dtype
+        for x in map(jnp.asarray, jax.tree.leaves(trees))
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    ]
+    widest = functools.reduce(np.promote_types, floats, np.dtype(np.float32))
+    dtype = jax.dtypes.canonicalize_dtype(widest)
+
+    def widen(x: ArrayLike) -> jax.Array:
+        array = jnp.asarray(x)
+        return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
+
+    return jax.tree.map(widen, trees)
 
 
 def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:
@@ -40,6 +61,28 @@ def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:
             f"{name} must be [B, {size}], one row for each image, got shape {array.shape}{remedy}"
         )
     return to_float32_at_least(array)
+
+
+def to_common_dtype(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
+    """The arrays in the widest of their types, which is float32 at least."""
+    wide = [to_float32_at_least(jnp.asarray(array)) for array in arrays]
+    dtype = jnp.result_type(*(array.dtype for array in wide))
+    return tuple(array.astype(dtype) for array in wide)
+
+
+def unit_rows(x: jax.Array) -> jax.Array:
+    """`x` `[B, D]` with each row divided by its Euclidean norm; a row of zeros stays as it is."""
+    x = to_float32_at_least(x)
+    # Divided by its largest entry first, no row overflows or underflows when it is squared.
+    x = divide_or_zero(x, jnp.abs(x).max(axis=1, keepdims=True))
+    return divide_or_zero(x, jnp.linalg.norm(x, axis=1, keepdims=True))
+
+
+def divide_or_zero(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """The quotient, and zero where the denominator is zero."""
+    is_zero = denominator == 0
+    quotient = numerator / jnp.where(is_zero, jnp.ones_like(denominator), denominator)
+    return jnp.where(is_zero, jnp.zeros_like(quotient), quotient)
 
 
 def check_step(epsilon: Any) -> None:
@@ -71,3 +114,15 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float | np.number) or (
         isinstance(value, np.ndarray | jax.Array) and value.ndim == 0
     )
+
+
+def check_fraction(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a number in [0, 1)."""
+    if not (is_number(value) and 0 <= value < 1):
+        raise ValueError(f"{name} is a fraction, from 0 to below 1, got {value!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is a whole number above zero."""
+    if not (is_number(value) and value == int(value) and value >= 1):
+        raise ValueError(f"{name} must be a whole number, at least 1, got {value!r}")

@@ -1,9 +1,11 @@
-"""The records that everything is built on: `Outputs`, `Head`, `Variables`, `Model`."""
+"""The records that everything is built on: a model, its last layer, and what it yields."""
 
 import dataclasses
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from gradnorm_jax.tree import Params, Path, get_leaf
 
@@ -43,6 +45,18 @@ class Head:
     bias: Path | None = None
     steps: tuple[Step, ...] = ()
     low_rank: tuple[Path, Path] | None = None
+
+
+class LinearHead(NamedTuple):
+    """The arrays of a linear last layer: logits = features @ kernel + bias.
+
+    Attributes:
+        kernel: `[D, C]`.
+        bias: `[C]`, zeros where the layer has none.
+    """
+
+    kernel: Any
+    bias: Any
 
 
 class Variables(NamedTuple):
@@ -146,3 +160,14 @@ def head_parameters(model: Model) -> tuple[jax.Array, jax.Array | None]:
         a, b = (get_leaf(model.params, path) for path in head.low_rank)
         kernel = kernel + (a @ b).astype(kernel.dtype)
     return kernel, None if head.bias is None else get_leaf(model.params, head.bias).reshape(-1)
+
+
+def linear_head(model: Model) -> LinearHead:
+    """The last layer's arrays, its bias zeros if it has none; raises as `head_parameters`."""
+    kernel, bias = head_parameters(model)
+    return LinearHead(kernel, jnp.zeros_like(kernel[0]) if bias is None else bias)
+
+
+def on_host(head: LinearHead) -> LinearHead:
+    """The last layer's arrays in float64 NumPy, for what is computed once and exactly."""
+    return LinearHead(*(np.asarray(x, np.float64) for x in jax.device_get(head)))

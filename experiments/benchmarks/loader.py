@@ -28,7 +28,7 @@ from gradnorm_jax.data.source_stream import available_cpus
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.loop import Execution, score
 from gradnorm_jax.evaluation.step import place_model, put_batch, score_batch
-from gradnorm_jax.models import ARCHITECTURES, init_model
+from gradnorm_jax.models import MODELS, init_model
 
 _FEWEST_BATCHES = 10
 
@@ -53,7 +53,7 @@ def main(
         workers: how many images are decoded at once.
         worker_processes: decode in processes in place of threads.
     """
-    preprocess = get_preprocess(ARCHITECTURES[model].preprocess)
+    preprocess = get_preprocess(MODELS[model].preprocess)
     stream = as_stream(images, preprocess, workers=workers, worker_processes=worker_processes)
     schedule, length = BatchSchedule(batch_size), stream.length or 0
     if length < _FEWEST_BATCHES * batch_size:

@@ -27,7 +27,7 @@ import tyro
 import gradnorm_jax as gj
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, scale
 from gradnorm_jax.losses import kl_to_uniform
-from gradnorm_jax.models import ARCHITECTURES, init_model
+from gradnorm_jax.models import MODELS, init_model
 from gradnorm_jax.sharding import batch_mesh
 from gradnorm_jax.tree import Params, get_leaf
 from gradnorm_jax.types import Model, Outputs
@@ -77,7 +77,7 @@ def main(
         repeats: rounds, each of which times all three.
     """
     network = init_model(model, num_classes, jax.random.key(0))
-    preprocess = get_preprocess(ARCHITECTURES[model].preprocess)
+    preprocess = get_preprocess(MODELS[model].preprocess)
     # The images have the network's size already: they are only scaled.
     prepare = functools.partial(scale, preprocess=preprocess)
     shape = (num_batches, batch_size, image_size, image_size, 3)

@@ -1,6 +1,7 @@
 """Checkpoints and images from a formula, the same bits on every machine and in every framework."""
 
 import math
+import zlib
 
 import numpy as np
 
@@ -95,3 +96,55 @@ def mobilenet_weights(shapes):
         scale = 2.0 / math.sqrt(fan_in) if key.endswith("_w") else 1.0
         weights[key] = scale * numbers(shape, seed)
     return weights
+
+
+def named_weights(shapes):
+    """Weights by key and shape, each from its key alone, in PyTorch's and in ViT's own names.
+
+    Activations keep their size, and nothing is such that leaving it out would not show.
+    """
+    return {key: _named(key, shape) for key, shape in shapes.items()}
+
+
+def vit_shapes(depth, width, heads, size, classes):
+    """Shapes by key of a Vision Transformer in the official layout, with patches of 16 pixels."""
+    split, blocks = width // heads, {}
+    dense = {"Dense_0": (width, 4 * width), "Dense_1": (4 * width, width)}
+    for index in range(depth):
+        block = f"Transformer/encoderblock_{index}"
+        for name in ("LayerNorm_0", "LayerNorm_2"):
+            blocks[f"{block}/{name}/scale"] = blocks[f"{block}/{name}/bias"] = (width,)
+        for name in ("query", "key", "value"):
+            attention = f"{block}/MultiHeadDotProductAttention_1/{name}"
+            blocks[f"{attention}/kernel"] = (width, heads, split)
+            blocks[f"{attention}/bias"] = (heads, split)
+        attention = f"{block}/MultiHeadDotProductAttention_1/out"
+        blocks[f"{attention}/kernel"], blocks[f"{attention}/bias"] = (heads, split, width), (width,)
+        for name, shape in dense.items():
+            blocks[f"{block}/MlpBlock_3/{name}/kernel"] = shape
+            blocks[f"{block}/MlpBlock_3/{name}/bias"] = shape[1:]
+    return {
+        "cls": (1, 1, width),
+        "embedding/kernel": (16, 16, 3, width),
+        "embedding/bias": (width,),
+        "Transformer/posembed_input/pos_embedding": (1, (size // 16) ** 2 + 1, width),
+        **blocks,
+        "Transformer/encoder_norm/scale": (width,),
+        "Transformer/encoder_norm/bias": (width,),
+        "head/kernel": (width, classes),
+        "head/bias": (classes,),
+    }
+
+
+def _named(key, shape):
+    array = numbers(shape, zlib.crc32(key.encode()) % 2**24)
+    *_, module, name = ["", *key.replace("/", ".").split(".")]
+    if name == "running_var" or (len(shape) == 1 and name in ("weight", "scale")):
+        return 1 + array / 4
+    if len(shape) == 1 or name in ("bias", "running_mean"):
+        return array / 5
+    # In ViT's own names the inputs come first; the attention has kernels `[D, heads, D / heads]`.
+    inputs = shape[1:]
+    if name == "kernel":
+        inputs = shape[:1] if module in ("query", "key", "value") else shape[:-1]
+    return array * math.sqrt((4 if len(shape) == 4 else 2) / math.prod(inputs))

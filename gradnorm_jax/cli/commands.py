@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated
 
 import rich.console
@@ -11,7 +12,9 @@ import tyro
 
 from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
+from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
+from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
 from gradnorm_jax.text import printable
@@ -20,6 +23,9 @@ Command = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
+    | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
+    | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
+    | Annotated[DetectorsOptions, tyro.conf.subcommand("detectors")]
 )
 
 
@@ -39,19 +45,26 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
     try:
         match options:
             case DemoOptions():
-                result = run_demo(options)
+                _show(run_demo(options), options.out)
             case EvaluateOptions():
-                result = run_evaluate(options, should_stop=should_stop)
+                _show(run_evaluate(options, should_stop=should_stop), options.out)
             case PrepareOptions():
                 print(printable(run_prepare(options)))
-                return
+            case ConvertOptions():
+                print(printable(run_convert(options)))
+            case ModelsOptions():
+                run_models(options)
+            case DetectorsOptions():
+                run_detectors(options)
     except Unfinished as share:
         print(f"gradnorm-jax: {share}", file=sys.stderr)
-        return
     except Interrupted as stop:
         print(f"gradnorm-jax: {stop}", file=sys.stderr)
         sys.exit(os.EX_TEMPFAIL)
+
+
+def _show(result: report.Result, out: str | Path) -> None:
     console = rich.console.Console()
     console.print(report.to_rich(result))
-    for line in (*report.data_sets(result), *report.remarks(result), f"Results: {options.out}"):
+    for line in (*report.data_sets(result), *report.remarks(result), f"Results: {out}"):
         console.print(printable(line), highlight=False, markup=False)

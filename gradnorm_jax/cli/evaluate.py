@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import tyro
 
+from gradnorm_jax.cli.models import find_weights
 from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess
@@ -48,10 +49,10 @@ class EvaluateOptions:
 
     Attributes:
         out: folder for the results: new, empty, or of the same run. A path or, as for gs://, a URL.
-        model: bit_r50x1, bit_r101x1, bit_r152x2, bit_r50x3, bit_r101x3, bit_r152x4, bit_tiny or
-            mobilenet_v2; or `my_package.my_module:build`, a function that returns a Model, or a
-            Model and its Preprocess, and may take the path of --weights.
-        weights: the model's weights, a .npz or .safetensors file.
+        model: a name that `gradnorm-jax models` lists; or `my_package.my_module:build`, a function
+            that returns a Model, or a Model and its Preprocess, and may take the path of --weights.
+        weights: of the model: anything that `gradnorm-jax convert` takes, names of published
+            weights included.
         id: in-distribution test images: a folder, `csv:FILE` with columns file and label,
             `list:FILE@FOLDER` (OpenOOD's lists), or `tfds:NAME:SPLIT`.
         ood: one or more out-of-distribution sets, each as NAME=PATH, or `tfds:NAME`.
@@ -180,9 +181,10 @@ def _load(options: EvaluateOptions) -> tuple[Model, Preprocess, int]:
     architecture = get_architecture(options.model)
     if options.weights is None:
         raise ValueError(f"the weights of {options.model} must be given (--weights)")
+    weights, own = find_weights(options.weights, options.model)
     return (
-        load_model(options.model, options.weights, dtype=jnp.dtype(options.dtype), on_host=True),
-        preprocess or get_preprocess(architecture.preprocess),
+        load_model(options.model, weights, dtype=jnp.dtype(options.dtype), on_host=True),
+        preprocess or get_preprocess(own or architecture.preprocess),
         architecture.label_offset,
     )
 

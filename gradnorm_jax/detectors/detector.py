@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
-import numpy as np
 
-from gradnorm_jax.types import Model, Outputs
+from gradnorm_jax.statistics.statistic import Examples, Statistic, learn
+from gradnorm_jax.types import LinearHead, Model, Outputs, on_host
 
 Needs = Literal["logits", "outputs", "network"]
 """What a score reads: logits alone, features and logits, or the network itself once more."""
@@ -27,23 +27,25 @@ class Batch(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """How a detector learns its state from in-distribution training images, batch by batch.
+    """How a detector's state follows from what is learned of in-distribution training data.
 
-    All four are functions of a module rather than lambdas, so that equal detectors compare equal.
-    Statistics are pytrees of NumPy arrays.
+    `finalize` is a function of a module rather than a lambda, so that equal detectors compare
+    equal.
 
     Attributes:
-        init: `(num_features, num_classes) -> statistics` of no images.
-        update: `(statistics, outputs, labels) -> statistics` with one more batch: `outputs` as
-            NumPy arrays, `labels` `[B]` int32 where -1 means unknown.
-        merge: `(statistics, statistics) -> statistics` of two disjoint sets of images together.
-        finalize: `statistics -> state`, a pytree of arrays for `Detector.score`.
+        statistics: what is learned, in one pass that all detectors share, or as many as need be.
+        finalize: `(head, *values of statistics) -> state`, a pytree of arrays for `Detector.score`;
+            `head` is a `LinearHead` of float64 NumPy arrays.
     """
 
-    init: Callable[[int, int], Any]
-    update: Callable[[Any, Outputs, np.ndarray], Any]
-    merge: Callable[[Any, Any], Any]
-    finalize: Callable[[Any], Any]
+    statistics: tuple[Statistic, ...]
+    finalize: Callable[..., Any]
+
+    def state(self, head: LinearHead, examples: Examples) -> Any:
+        """The state that follows from examples in memory."""
+        head = on_host(head)
+        known = learn(self.statistics, head, [examples])
+        return self.finalize(head, *(known[s] for s in self.statistics))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,10 +94,7 @@ class Detector:
                 f"score_fn must be a function (state, model, batch, **options) -> [B], got "
                 f"{self.score_fn!r} for detector {self.name!r}"
             )
-        frozen = {name: _freeze(value) for name, value in dict(self.options).items()}
-        for name, value in frozen.items():
-            _check_hashable(self.name, name, value)
-        object.__setattr__(self, "options", tuple(sorted(frozen.items())))
+        object.__setattr__(self, "options", freeze_options(self.name, self.options))
 
     def score(self, state: Any, model: Model, batch: Batch) -> jax.Array:
         """Scores a batch.
@@ -123,6 +122,16 @@ class Detector:
                 'or gradnorm(select="all"), the score `gradnorm_of_parameters`'
             )
         return self.score_fn(state, model, batch, **dict(self.options))
+
+
+def freeze_options(
+    name: str, options: Mapping[str, Any] | tuple[tuple[str, Any], ...]
+) -> tuple[tuple[str, Any], ...]:
+    """Options as sorted pairs; ValueError that names the detector if one cannot be hashed."""
+    frozen = {option: _freeze(value) for option, value in dict(options).items()}
+    for option, value in frozen.items():
+        _check_hashable(name, option, value)
+    return tuple(sorted(frozen.items()))
 
 
 def _freeze(value: Any) -> Any:

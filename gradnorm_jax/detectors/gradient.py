@@ -1,4 +1,4 @@
-"""Detectors of the gradient space: GradNorm."""
+"""Detectors of the gradient space: GradNorm and its two factors."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -45,6 +45,45 @@ def gradnorm(
     if autodiff:
         return Detector("gradnorm", "network", _by_autodiff, options=options)
     return Detector("gradnorm", "outputs", _closed_form, options=options)
+
+
+@builder
+def feature_norm(*, ord: float = 1.0) -> Detector:
+    """The factor of GradNorm that the features contribute, alone; see `scores.feature_norm`.
+
+    Args:
+        ord: order of the norm.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    check_order(ord)
+    return Detector("feature_norm", "outputs", _feature_norm, options={"ord": ord})
+
+
+@builder
+def residual_norm(*, temperature: float = 1.0, ord: float = 1.0) -> Detector:
+    """The factor of GradNorm that the softmax contributes, alone; see `scores.residual_norm`.
+
+    Args:
+        temperature: T of the softmax.
+        ord: order of the norm.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    check_temperature(temperature)
+    check_order(ord)
+    options = {"temperature": temperature, "ord": ord}
+    return Detector("residual_norm", "logits", _residual_norm, options=options)
+
+
+def _feature_norm(state: None, model: Model, batch: Batch, *, ord: float) -> jax.Array:
+    return scores.feature_norm(batch.outputs.features, ord=ord)
+
+
+def _residual_norm(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
+    return scores.residual_norm(batch.outputs.logits, **options)
 
 
 def _closed_form(

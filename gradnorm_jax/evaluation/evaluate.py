@@ -18,7 +18,8 @@ from gradnorm_jax.evaluation.checks import (
     find_accuracy,
     same_data,
 )
-from gradnorm_jax.evaluation.loop import Execution, Run, fit_data, read_data, score_data
+from gradnorm_jax.evaluation.fitting import fit_data
+from gradnorm_jax.evaluation.loop import Execution, Run, read_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
     FIT,

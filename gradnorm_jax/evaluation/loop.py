@@ -1,12 +1,11 @@
-"""A pass over a data set: scores batch by batch, and what detectors learn from them."""
+"""A pass over a data set: scores batch by batch, kept in memory or in a folder."""
 
 import dataclasses
-import functools
 import itertools
 import math
 import operator
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -14,16 +13,10 @@ import numpy as np
 from gradnorm_jax.data.preprocess import Prepare
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded, HostBatch
-from gradnorm_jax.detectors import Detector, Fit
+from gradnorm_jax.detectors import Detector
 from gradnorm_jax.evaluation.output_cache import OutputCache
-from gradnorm_jax.evaluation.records import (
-    FIT,
-    Interrupted,
-    ScoredBatch,
-    ScoreTable,
-    Statistics,
-)
-from gradnorm_jax.evaluation.sinks import FolderSink, MemorySink, Sink, StatisticsFiles
+from gradnorm_jax.evaluation.records import Interrupted, ScoredBatch, ScoreTable
+from gradnorm_jax.evaluation.sinks import FolderSink, MemorySink, Sink
 from gradnorm_jax.evaluation.step import (
     Placement,
     Scored,
@@ -35,7 +28,7 @@ from gradnorm_jax.evaluation.step import (
 from gradnorm_jax.evaluation.storage import Folder, read_table
 from gradnorm_jax.progress import Track, no_progress
 from gradnorm_jax.text import to_utf8
-from gradnorm_jax.types import Model, head_parameters
+from gradnorm_jax.types import Model
 
 Item = TypeVar("Item")
 
@@ -174,32 +167,6 @@ def _check_finite(problem: str, ids: Sequence[str], finite: np.ndarray) -> None:
         )
 
 
-def initial_statistics(fits: Mapping[str, Fit], model: Model) -> Statistics:
-    """The statistics of no inputs."""
-    if not fits:
-        return {}
-    kernel, _ = jax.eval_shape(head_parameters, model)
-    return {name: fit.init(*kernel.shape) for name, fit in fits.items()}
-
-
-def update_statistics(
-    fits: Mapping[str, Fit], statistics: Statistics, batch: ScoredBatch
-) -> Statistics:
-    """The statistics with those of a batch."""
-    if batch.outputs is None:
-        return statistics
-    outputs: Any = jax.tree.map(lambda x: np.asarray(x)[batch.mask], batch.outputs)
-    return {
-        name: fit.update(statistics[name], outputs, batch.table.labels)
-        for name, fit in fits.items()
-    }
-
-
-def merge_statistics(fits: Mapping[str, Fit], left: Statistics, right: Statistics) -> Statistics:
-    """The statistics of two disjoint sets of inputs together."""
-    return {name: fit.merge(left[name], right[name]) for name, fit in fits.items()}
-
-
 def score_data(
     run: Run, name: str, stream: DataStream, states: States, detectors: tuple[Detector, ...]
 ) -> ScoreTable | None:
@@ -210,47 +177,13 @@ def score_data(
         sink = FolderSink(run.folder, name, schedule, run.cache)
         table = sink.finish() if sink.is_whole() else None
         if table is not None:
-            return _checked(run, name, stream, table)
-    for batch in score(name, stream, run.model, states, detectors, _without(run, sink.done())):
+            return checked(run, name, stream, table)
+    for batch in score(name, stream, run.model, states, detectors, without(run, sink.done())):
         sink.write(batch)
     table = sink.finish()
     if table is None and schedule.processes == 1:
         raise ValueError(f"{name} holds no input; give at least one")
-    return None if table is None else _checked(run, name, stream, table)
-
-
-def fit_data(
-    run: Run, stream: DataStream, detectors: Sequence[Detector]
-) -> tuple[States, Sequence[Excluded]]:
-    """What all detectors that need it learn, in one pass, and the inputs that cannot be used."""
-    fits = {d.name: d.fit for d in detectors if d.fit}
-    statistics = initial_statistics(fits, run.model)
-    done: frozenset[int] = frozenset()
-    files, complete = None, False
-    sink: Sink = MemorySink()
-    if run.folder is not None:
-        files = StatisticsFiles(run.folder, run.execution.schedule, statistics)
-        sink = FolderSink(run.folder, FIT, run.execution.schedule, run.cache)
-        complete, done, statistics = files.load(sink.done())
-    if not complete:
-        batches = (max(done, default=-1) + 1) * run.execution.schedule.batches_per_part
-        for batch in score(FIT, stream, run.model, {}, (), _without(run, done)):
-            statistics = update_statistics(fits, statistics, batch)
-            sink.write(batch)
-            batches = batch.number + 1
-            if files is not None:
-                files.save(batches, statistics)
-        table = sink.finish()
-        if files is not None:
-            files.save(batches, statistics, complete=True)
-    if files is not None:
-        merge = functools.partial(merge_statistics, fits)
-        statistics = files.merged(merge, run.wait_seconds, run.execution.should_stop)
-        table = sink.finish()
-    if table is None:
-        raise ValueError(f"the training data ({FIT}) hold no input; give at least one")
-    table = _checked(run, FIT, stream, table)
-    return {name: fit.finalize(statistics[name]) for name, fit in fits.items()}, table.excluded
+    return None if table is None else checked(run, name, stream, table)
 
 
 def read_data(run: Run, name: str, stream: DataStream) -> ScoreTable | None:
@@ -258,15 +191,16 @@ def read_data(run: Run, name: str, stream: DataStream) -> ScoreTable | None:
     if run.folder is None:
         return None
     table = read_table(run.folder, name, run.execution.schedule.part_size)
-    return None if table is None else _checked(run, name, stream, table)
+    return None if table is None else checked(run, name, stream, table)
 
 
-def _without(run: Run, done: frozenset[int]) -> Execution:
+def without(run: Run, done: frozenset[int]) -> Execution:
+    """How a pass is carried out that leaves out the parts that are done."""
     schedule = dataclasses.replace(run.execution.schedule, done=done)
     return dataclasses.replace(run.execution, schedule=schedule)
 
 
-def _checked(run: Run, name: str, stream: DataStream, table: ScoreTable) -> ScoreTable:
+def checked(run: Run, name: str, stream: DataStream, table: ScoreTable) -> ScoreTable:
     """The table, with the files that were passed over; ValueError if too much is unusable."""
     check_excluded(name, table.excluded, stream.length, run.execution.max_undecodable)
     if not len(table.positions):

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -77,7 +77,3 @@ def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
 def count_positions(table: ScoreTable) -> int:
     """How many positions a table accounts for, by a row or as excluded."""
     return len(table.positions) + sum(each.position >= 0 for each in table.excluded)
-
-
-Statistics = dict[str, Any]
-"""What fitted detectors have learned so far, by their names."""

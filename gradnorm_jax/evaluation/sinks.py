@@ -10,7 +10,7 @@ import io
 import logging
 import time
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -22,7 +22,6 @@ from gradnorm_jax.evaluation.records import (
     Interrupted,
     ScoredBatch,
     ScoreTable,
-    Statistics,
     concatenate,
 )
 from gradnorm_jax.evaluation.report import Result, summary, to_dict
@@ -142,31 +141,35 @@ class FolderSink:
 
 @dataclasses.dataclass
 class StatisticsFiles:
-    """What detectors learn from the training data, kept by each process in a file of its own.
+    """What one pass over the training data teaches, kept by each process in a file of its own.
 
     Attributes:
         folder: of the run.
+        name: of the pass.
         schedule: how batches make up parts, and who takes them.
         zero: the statistics of no inputs.
     """
 
     folder: Folder
+    name: str
     schedule: BatchSchedule
-    zero: Statistics
+    zero: list[Any]
     _saved: float = dataclasses.field(default_factory=time.monotonic)
 
-    def load(self, written: frozenset[int]) -> tuple[bool, frozenset[int], Statistics]:
+    def load(self, written: frozenset[int] | None) -> tuple[bool, frozenset[int], list[Any]]:
         """Whether this process has finished, the parts that it has taken in, what they tell.
 
         It begins anew if a part that it has taken in is not among those `written`: what that part
-        tells cannot be taken out again.
+        tells cannot be taken out again. None: all of them are.
         """
         process, processes = self.schedule.process, self.schedule.processes
         count, complete, statistics = self._read(process)
         done = frozenset(range(process, process + count * processes, processes))
-        return (complete, done, statistics) if done <= written else (False, frozenset(), self.zero)
+        if written is not None and not done <= written:
+            return False, frozenset(), self.zero
+        return complete, done, statistics
 
-    def save(self, batches: int, statistics: Statistics, *, complete: bool = False) -> None:
+    def save(self, batches: int, statistics: list[Any], *, complete: bool = False) -> None:
         """Saves the statistics of the first `batches` batches, if it is time and a part has ended.
 
         Args:
@@ -188,10 +191,10 @@ class StatisticsFiles:
 
     def merged(
         self,
-        merge: Callable[[Statistics, Statistics], Statistics],
+        merge: Callable[[list[Any], list[Any]], list[Any]],
         wait_seconds: float,
         should_stop: Callable[[], bool],
-    ) -> Statistics:
+    ) -> list[Any]:
         """The statistics of all processes, for which it waits.
 
         Raises:
@@ -210,7 +213,7 @@ class StatisticsFiles:
             merged = merge(merged, found[2])
         return merged
 
-    def _read(self, process: int) -> tuple[int, bool, Statistics]:
+    def _read(self, process: int) -> tuple[int, bool, list[Any]]:
         content = self.folder.read(self._file(process))
         if content is None:
             return 0, False, self.zero
@@ -226,7 +229,7 @@ class StatisticsFiles:
             ) from error
 
     def _file(self, process: int) -> str:
-        return f"statistics/{process:05}-of-{self.schedule.processes:05}.safetensors"
+        return f"{self.name}/{process:05}-of-{self.schedule.processes:05}.safetensors"
 
 
 def write_report(folder: Folder, result: Result) -> None:

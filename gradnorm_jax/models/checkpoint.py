@@ -1,13 +1,8 @@
-"""Weights files and their strict conversion to and from parameter trees. Nothing is unpickled."""
+"""The strict conversion of weights by their keys to and from parameter trees."""
 
-import contextlib
 import dataclasses
 import functools
-import math
-import os
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path as FilePath
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -15,11 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from gradnorm_jax.extras import needs_extra
 from gradnorm_jax.tree import Params, Path, non_finite
-
-Checkpoint = dict[str, np.ndarray]
-"""The arrays of a weights file by their keys."""
+from gradnorm_jax.weights.stored import Checkpoint as Checkpoint
 
 _LISTED = 5
 
@@ -32,54 +24,21 @@ class CheckpointEntry:
         key: the array's name.
         axes: the permutation that turns the checkpoint's array into the parameter, in the
             convention of `numpy.transpose`; None if they are laid out alike.
+        shape: what the array has after that, where the parameter has its entries in the same order
+            but another shape.
+        part: (i, n) if the array holds n parameters one after the other along its first axis, and
+            this is number i from 0.
     """
 
     key: str
     axes: tuple[int, ...] | None = None
+    shape: tuple[int, ...] | None = None
+    part: tuple[int, int] | None = None
 
 
 Layout = Callable[[Path], CheckpointEntry]
-"""Tells for every parameter of an architecture where its checkpoints hold it, one to one."""
-
-
-def read_checkpoint(
-    path: str | os.PathLike[str], check: Callable[[Mapping[str, Any]], None] | None = None
-) -> Checkpoint:
-    """All arrays of a `.npz` or `.safetensors` file.
-
-    Args:
-        path: the file.
-        check: raises ValueError for shapes and types (`jax.ShapeDtypeStruct` by key) that are not
-            wanted. For `.npz` it is called before anything but the headers is read.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: another kind of file, or a broken one, or one that holds pickled objects, which
-            are never loaded, or what `check` raises.
-    """
-    path = FilePath(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"no weights file at {path}; give the path of an existing file")
-    match path.suffix.lower():
-        case ".npz":
-            return _read_npz(path, check)
-        case ".safetensors":
-            checkpoint = _read_safetensors(path)
-            if check is not None:
-                check(checkpoint)
-            return checkpoint
-    raise ValueError(f"cannot read weights from {path}; convert it to .npz or .safetensors")
-
-
-def write_checkpoint(path: str | os.PathLike[str], checkpoint: Mapping[str, Any]) -> None:
-    """Writes arrays by key to a `.npz` file.
-
-    Raises:
-        ValueError: the path does not end in `.npz`.
-    """
-    if FilePath(path).suffix != ".npz":
-        raise ValueError(f"weights are written as .npz, got {path}; end the path in .npz")
-    np.savez(path, **checkpoint)
+"""Tells for every parameter, and every batch statistic, of an architecture where its checkpoints
+hold it: all of them, and nothing twice."""
 
 
 def to_params(checkpoint: Checkpoint, template: Params, layout: Layout) -> Params:
@@ -102,19 +61,49 @@ def to_params(checkpoint: Checkpoint, template: Params, layout: Layout) -> Param
     params = {}
     for path, leaf in traverse_util.flatten_dict(template).items():
         entry = layout(path)
-        array = _permute(checkpoint[entry.key], entry.axes)
+        array = checkpoint[entry.key]
+        if entry.part is not None:
+            index, count = entry.part
+            array = np.split(array, count)[index]
+        array = _permute(array, entry.axes).reshape(leaf.shape)
         params[path] = array.astype(leaf.dtype, copy=False)
     return traverse_util.unflatten_dict(params)
 
 
 def from_params(params: Params, layout: Layout) -> dict[str, jax.Array]:
     """The inverse of `to_params`: the arrays of a parameter tree under the checkpoint's keys."""
-    checkpoint = {}
+    parts: dict[str, dict[int, Any]] = {}
     for path, leaf in traverse_util.flatten_dict(params).items():
         entry = layout(path)
-        inverse = None if entry.axes is None else tuple(map(entry.axes.index, range(leaf.ndim)))
-        checkpoint[entry.key] = _permute(leaf, inverse)
-    return checkpoint
+        array = leaf if entry.shape is None else leaf.reshape(entry.shape)
+        inverse = None if entry.axes is None else tuple(map(entry.axes.index, range(array.ndim)))
+        index = 0 if entry.part is None else entry.part[0]
+        parts.setdefault(entry.key, {})[index] = _permute(array, inverse)
+    return {
+        key: arrays[0] if len(arrays) == 1 else jnp.concatenate([arrays[i] for i in sorted(arrays)])
+        for key, arrays in parts.items()
+    }
+
+
+def to_variables(
+    checkpoint: Checkpoint, template: Mapping[str, Params], layout: Layout
+) -> dict[str, Params]:
+    """`to_params` for several collections: parameters and batch statistics, say."""
+    arrays = traverse_util.flatten_dict(to_params(checkpoint, merge(template), layout))
+    return {
+        collection: traverse_util.unflatten_dict(
+            {path: arrays[path] for path in traverse_util.flatten_dict(tree)}
+        )
+        for collection, tree in template.items()
+    }
+
+
+def merge(variables: Mapping[str, Params]) -> Params:
+    """One tree of what several collections hold, none of which has a path of another."""
+    leaves: dict[Path, Any] = {}
+    for tree in variables.values():
+        leaves |= traverse_util.flatten_dict(tree)
+    return traverse_util.unflatten_dict(leaves)
 
 
 def check_layout(checkpoint: Mapping[str, Any], template: Params, layout: Layout) -> None:
@@ -165,74 +154,3 @@ def _listing(title: str, names: list[str]) -> str:
 
 def _permute(array: Any, axes: tuple[int, ...] | None) -> Any:
     return array if axes is None else array.transpose(axes)
-
-
-def _read_npz(path: FilePath, check: Callable[[Mapping[str, Any]], None] | None) -> Checkpoint:
-    remedy = "write its arrays again with numpy.savez"
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not a whole .npz file; {remedy}")
-    with _readable(path, remedy), zipfile.ZipFile(path) as archive:
-        headers = _read_headers(archive)
-    if check is not None:
-        check(headers)
-    with _readable(path, remedy), np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in headers}
-
-
-def _read_headers(archive: zipfile.ZipFile) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shape and type of each array of a `.npz` file, none of which is read."""
-    headers: dict[str, jax.ShapeDtypeStruct] = {}
-    for member in archive.infolist():
-        key = member.filename.removesuffix(".npy")
-        if key in headers:
-            raise ValueError(f"it holds {key!r} twice")
-        if key == member.filename:
-            # A zip archive of any other kind opens too.
-            raise ValueError(f"it holds {key!r}, which is not an array")
-        headers[key] = _read_header(archive, member)
-    return headers
-
-
-def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> jax.ShapeDtypeStruct:
-    with archive.open(member) as file:
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(np.lib.format.read_magic(file))
-        if read is None:
-            raise ValueError(f"{member.filename!r} is of an unknown version")
-        shape, _, dtype = read(file)
-        size = member.file_size - file.tell()
-    if dtype.hasobject:
-        raise ValueError("Object arrays cannot be loaded: they are pickled")
-    # A header can claim anything, and memory is set aside for what it claims.
-    whole = all(0 <= n < 2**40 for n in shape) and math.prod(shape) * dtype.itemsize == size
-    if not whole:
-        raise ValueError(
-            f"the header of {member.filename!r} claims {dtype}{list(shape)}, but "
-            f"{size} bytes follow"
-        )
-    return jax.ShapeDtypeStruct(shape, dtype)
-
-
-def _read_safetensors(path: FilePath) -> Checkpoint:
-    with needs_extra("data", ".safetensors files"):
-        import safetensors.numpy
-    try:
-        # Headers that claim more, or less, than the file holds are refused.
-        return safetensors.numpy.load_file(path)
-    except Exception as error:
-        raise ValueError(f"{path} is not a whole .safetensors file: {error}") from error
-
-
-@contextlib.contextmanager
-def _readable(path: FilePath, remedy: str) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:
-        # Damage makes readers raise nearly anything: errors of zipfile, zlib, lzma and tokenize,
-        # EOFError, NotImplementedError, MemoryError, which share no narrower base.
-        reason = str(error) or type(error).__name__
-        raise ValueError(
-            f"{path} cannot be read without unpickling or repair: {reason}; {remedy}"
-        ) from error

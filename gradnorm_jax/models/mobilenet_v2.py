@@ -29,7 +29,7 @@ _STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-_BLOCKS = tuple(
+BLOCKS = tuple(
     (expansion, channels, stride if repetition == 0 else 1)
     for expansion, channels, repetitions, stride in _STAGES
     for repetition in range(repetitions)
@@ -55,7 +55,7 @@ class MobileNetV2(nn.Module):
         """Features `[B, 1280]` and logits `[B, C]` of `images` `[B, H, W, 3]`."""
         x = nn.Conv(32, (3, 3), strides=2, dtype=self.dtype, name="stem")(images)
         x = nn.relu6(x)
-        for index, (expansion, channels, stride) in enumerate(_BLOCKS):
+        for index, (expansion, channels, stride) in enumerate(BLOCKS):
             name = _block_name(index)
             x = _InvertedResidual(expansion, channels, stride, self.dtype, name=name)(x)
         x = nn.relu6(nn.Conv(1280, (1, 1), dtype=self.dtype, name="last")(x))
@@ -113,7 +113,7 @@ def _block_name(index: int) -> str:
 def _layers() -> Iterator[str]:
     """Names of the convolutions in order of execution."""
     yield "stem"
-    for index, (expansion, _, _) in enumerate(_BLOCKS):
+    for index, (expansion, _, _) in enumerate(BLOCKS):
         names = ("expand", "depthwise", "project") if expansion > 1 else ("depthwise", "project")
         yield from (f"{_block_name(index)}/{name}" for name in names)
     yield from ("last", "head")

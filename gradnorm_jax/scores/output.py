@@ -6,7 +6,13 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows, check_step, check_temperature
+from gradnorm_jax.numerics import (
+    as_rows,
+    check_count,
+    check_step,
+    check_temperature,
+    to_common_dtype,
+)
 
 
 def msp(logits: ArrayLike, *, temperature: float = 1.0) -> jax.Array:
@@ -49,6 +55,126 @@ def energy(logits: ArrayLike, *, temperature: float = 1.0) -> jax.Array:
     """
     check_temperature(temperature)
     return temperature * jax.nn.logsumexp(as_rows("logits", logits, "C") / temperature, axis=-1)
+
+
+def max_logit(logits: ArrayLike) -> jax.Array:
+    """The largest logit.
+
+    Args:
+        logits: `[B, C]`.
+
+    Returns:
+        `[B]` in the units of the logits; higher is more in-distribution.
+
+    References:
+        Hendrycks et al. (2022), "Scaling Out-of-Distribution Detection for Real-World Settings".
+        https://arxiv.org/abs/1911.11132
+    """
+    return as_rows("logits", logits, "C").max(axis=-1)
+
+
+def entropy(logits: ArrayLike, *, temperature: float = 1.0) -> jax.Array:
+    """Negative entropy of the softmax, sum_c p_c log p_c.
+
+    Args:
+        logits: `[B, C]`.
+        temperature: T > 0.
+
+    Returns:
+        `[B]` in nats, in [-log C, 0]; higher is more in-distribution.
+
+    Raises:
+        ValueError: the temperature is not positive and finite, or the logits are not `[B, C]`.
+
+    References:
+        Hendrycks, Gimpel (2017), section 2. https://arxiv.org/abs/1610.02136
+    """
+    check_temperature(temperature)
+    log_p, _ = _log_probabilities(as_rows("logits", logits, "C") / temperature)
+    return (jnp.exp(log_p) * log_p).sum(axis=-1)
+
+
+def gen(logits: ArrayLike, *, gamma: float = 0.1, top: int = 100) -> jax.Array:
+    r"""Generalised entropy of the largest probabilities.
+
+    .. math:: S = -\sum_{c \in top M} p_c^\gamma (1 - p_c)^\gamma
+
+    What a confident p lacks of 1 is taken from the other logits: 1 - p would be zero in float32, of
+    which a small power makes a large error. Public code computes that difference (XixiLiu95/GEN) or
+    bounds p by 1e-7 and averages (pytorch-ood), and so ranks confident images otherwise.
+
+    Args:
+        logits: `[B, C]`.
+        gamma: the power, in (0, 1].
+        top: M, how many of the largest probabilities count; all where there are fewer.
+
+    Returns:
+        `[B]`, at most zero; higher is more in-distribution.
+
+    Raises:
+        ValueError: gamma or top is out of range, or the logits are not `[B, C]`.
+
+    References:
+        Liu, Lochman, Zach (2023), "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution
+        Detection", equation 4.
+    """
+    check_gamma(gamma)
+    check_count("top", top)
+    log_p, log_rest = _log_probabilities(as_rows("logits", logits, "C"))
+    _, largest = jax.lax.top_k(log_p, min(top, log_p.shape[-1]))
+    log_product = jnp.take_along_axis(log_p + log_rest, largest, axis=-1)
+    return -jnp.exp(gamma * log_product).sum(axis=-1)
+
+
+def check_gamma(gamma: float) -> None:
+    """Raises ValueError unless gamma is in (0, 1]."""
+    if not 0 < gamma <= 1:
+        raise ValueError(f"gamma must lie in (0, 1], got {gamma!r}")
+
+
+def kl_matching(logits: ArrayLike, log_templates: ArrayLike) -> jax.Array:
+    """Negative divergence from the nearest template, -min_k KL(p || d_k).
+
+    Args:
+        logits: `[B, C]`.
+        log_templates: `[K, C]`, logarithms of the distributions d_k, all finite: the mean softmax
+            of the training images that are predicted as each class; see
+            `statistics.softmax_sums.log_templates`.
+
+    Returns:
+        `[B]` in nats, at most zero; higher is more in-distribution.
+
+    Raises:
+        ValueError: a shape is not as above.
+
+    References:
+        Hendrycks et al. (2022), section 3. https://arxiv.org/abs/1911.11132
+    """
+    logits, log_templates = to_common_dtype(
+        as_rows("logits", logits, "C"), as_rows("log_templates", log_templates, "C")
+    )
+    if logits.shape[1] != log_templates.shape[1]:
+        raise ValueError(
+            f"logits have {logits.shape[1]} classes, but the templates {log_templates.shape[1]}: "
+            "fit them to the same network"
+        )
+    log_p, _ = _log_probabilities(logits)
+    p = jnp.exp(log_p)
+    cross = jnp.matmul(p, log_templates.T, precision=jax.lax.Precision.HIGHEST)
+    return -jnp.maximum((p * log_p).sum(axis=-1) - cross.max(axis=-1), 0.0)
+
+
+def _log_probabilities(logits: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Log p and log(1 - p) `[B, C]`, accurate where p is nearly one, too."""
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    is_largest = jax.nn.one_hot(logits.argmax(axis=-1), logits.shape[-1], dtype=bool)
+    others = jnp.where(is_largest, jnp.full_like(shifted, -jnp.inf), shifted)
+    log_others = jax.nn.logsumexp(others, axis=-1, keepdims=True)
+    log_total = jnp.log1p(jnp.exp(log_others))
+    log_p = shifted - log_total
+    # The largest is kept away from the branch that is not its own, where it would give -inf.
+    at_most_half = jnp.where(is_largest, jnp.full_like(log_p, -1.0), log_p)
+    return log_p, jnp.where(is_largest, log_others - log_total, jnp.log1p(-jnp.exp(at_most_half)))
 
 
 def odin(

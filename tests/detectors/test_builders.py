@@ -10,13 +10,22 @@ import gradnorm_jax as gj
 from gradnorm_jax import detectors, scores
 from gradnorm_jax.detectors import DETECTORS, parse_detectors
 from gradnorm_jax.losses import kl_to_uniform
-from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
-from gradnorm_jax.types import Outputs
+from gradnorm_jax.statistics import Examples, class_sums, moments, tied_gaussians
+from gradnorm_jax.types import Outputs, linear_head
 
 
 def only(spec, **defaults):
     (detector,) = parse_detectors([spec], defaults)
     return detector
+
+
+LABELS = np.array([0, 1, 2, 0, 1, 2], np.int32)
+
+
+def examples_of(model, batch):
+    """The last layer and the batch as training data."""
+    outputs = map(np.asarray, batch.outputs)
+    return linear_head(model), Examples(*outputs, LABELS, np.arange(6))
 
 
 def test_the_papers_detectors_are_in_the_table():
@@ -27,9 +36,11 @@ def test_they_are_at_hand_after_a_bare_import():
     assert gj.detectors.mahalanobis() == only("mahalanobis")
 
 
-@pytest.mark.parametrize("name", [name for name in DETECTORS if name != "mahalanobis"])
+@pytest.mark.parametrize("name", DETECTORS)
 def test_every_detector_gives_a_score_per_image(name, model, batch):
-    values = only(name).score(None, model, batch)
+    detector = only(name)
+    state = detector.fit and detector.fit.state(*examples_of(model, batch))
+    values = detector.score(state, model, batch)
     assert values.shape == (6,)
     assert bool(jnp.isfinite(values).all())
 
@@ -52,8 +63,7 @@ def test_what_each_needs_is_all_it_reads(spec, needs, model, batch):
     assert detector.needs == needs
     state = None
     if detector.fit:
-        moments = class_moments(batch.outputs.features, np.array([0, 1, 2, 0, 1, 2]), 3)
-        state = detector.fit.finalize(moments)
+        state = detector.fit.state(*examples_of(model, batch))
     if needs != "network":
         batch = batch._replace(images=None)
     if needs == "logits":
@@ -116,20 +126,13 @@ def test_any_parameters_can_be_selected(ord, model, batch):
     np.testing.assert_allclose(everything, jnp.linalg.norm(flat, float(ord), axis=1), rtol=1e-5)
 
 
-def test_mahalanobis_is_fitted_batch_by_batch(model, batch):
+def test_mahalanobis_is_fitted_to_features_and_labels(model, batch):
     detector = only("mahalanobis")
-    fit, labels = detector.fit, np.array([0, 1, 2, 0, 1, 2], np.int32)
-
-    def learn(statistics, rows):
-        outputs = Outputs(*(np.asarray(x[rows]) for x in batch.outputs))
-        return fit.update(statistics, outputs, labels[rows])
-
-    first = learn(learn(fit.init(8, 3), slice(0, 1)), slice(1, 2))
-    state = fit.finalize(fit.merge(first, learn(fit.init(8, 3), slice(2, 6))))
-    expected = tied_gaussians(class_moments(batch.outputs.features, labels, 3))
+    features, labels = batch.outputs.features, LABELS
+    expected = tied_gaussians(moments(features), class_sums(features, labels, 3))
     np.testing.assert_allclose(
-        detector.score(state, model, batch),
-        scores.mahalanobis(batch.outputs.features, expected),
+        detector.score(detector.fit.state(*examples_of(model, batch)), model, batch),
+        scores.mahalanobis(features, expected),
         rtol=1e-4,
     )
 

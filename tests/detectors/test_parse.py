@@ -244,6 +244,19 @@ def test_what_is_no_detector(spec, message):
         parse_detectors([spec])
 
 
+def test_groups_of_the_table():
+    everything = parse_detectors(["all"])
+    assert [d.name for d in everything] == [n for n, row in DETECTORS.items() if not row.example]
+    gradient = [d.name for d in parse_detectors(["all:gradient", "gradnorm(ord=2)"])]
+    assert gradient[0] == "gradnorm"
+    assert gradient[-1] == "gradnorm(ord=2)"
+    assert "msp" not in gradient
+    with pytest.raises(ValueError, match="no detectors 'all:best': write all, or all: and output,"):
+        parse_detectors(["all:best"])
+    with pytest.raises(ValueError, match="'msp' is asked for more than once"):
+        parse_detectors(["msp", "all:output"])
+
+
 GOOD = [
     "msp",
     "odin(epsilon=0.1, temperature=10)",

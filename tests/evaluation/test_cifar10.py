@@ -1,6 +1,7 @@
-"""CIFAR-10 ResNet-20, from a plain function to the table, against independent figures.
+"""CIFAR-10 networks, from a file of weights to the table, against independent figures.
 
 They were computed with PyTorch, on all 10,000 test images as ID, and are FPR95 / AUROC in percent.
+Those of DenseNet on CIFAR-100 are of all its 10,000 test images, of which half are here.
 """
 
 import gzip
@@ -14,6 +15,7 @@ from PIL import Image
 
 import gradnorm_jax as gj
 from gradnorm_jax.cli import main
+from gradnorm_jax.models import MODELS, load_model
 from tests import resnet20
 
 pytestmark = pytest.mark.slow
@@ -31,6 +33,17 @@ FIGURES = {
     ("msp", "mnist"): (59.45, 91.57),
     ("energy", "mnist"): (13.00, 97.76),
     ("gradnorm", "mnist"): (0.15, 99.76),
+}
+DENSENET_FIGURES = {
+    ("msp", "textures"): (62.17, 88.76),
+    ("energy", "textures"): (53.67, 87.79),
+    ("gradnorm", "textures"): (42.67, 86.04),
+    ("msp", "scenes"): (56.40, 89.61),
+    ("energy", "scenes"): (42.80, 91.49),
+    ("gradnorm", "scenes"): (49.00, 85.20),
+    ("msp", "mnist"): (48.60, 93.98),
+    ("energy", "mnist"): (3.55, 98.98),
+    ("gradnorm", "mnist"): (0.00, 99.90),
 }
 DETECTORS = ("msp", "energy", "gradnorm")
 
@@ -52,26 +65,51 @@ def read_mnist(path, count):
     return np.stack([np.asarray(x.convert("RGB").resize((32, 32), Image.BILINEAR)) for x in images])
 
 
-def test_the_table_is_that_of_an_independent_implementation(shared_data, tmp_path):
-    weights = shared_data / "weights" / "resnet20-12fca82f.th"
-    model, preprocess = resnet20.build(weights)
-    result = gj.evaluate(
+def evaluate(model, preprocess, data):
+    return gj.evaluate(
         model,
-        shared_data / "cifar" / "cifar10_test",
+        data / "cifar" / "cifar10_test",
         {
-            "cifar100": lambda: read_parquet(shared_data / "cifar" / "cifar100_test.parquet"),
-            "textures": shared_data / "imagenet" / "ood_textures",
-            "scenes": shared_data / "imagenet" / "ood_scenes",
-            "mnist": read_mnist(shared_data / "cifar" / "t10k-images-idx3-ubyte.gz", 2000),
+            "cifar100": lambda: read_parquet(data / "cifar" / "cifar100_test.parquet"),
+            "textures": data / "imagenet" / "ood_textures",
+            "scenes": data / "imagenet" / "ood_scenes",
+            "mnist": read_mnist(data / "cifar" / "t10k-images-idx3-ubyte.gz", 2000),
         },
         detectors=DETECTORS,
         preprocess=preprocess,
         batch_size=256,
     )
-    assert round(100 * result.accuracy, 2) == 91.73
-    for cell, (fpr95, auroc) in FIGURES.items():
+
+
+def assert_figures(result, figures):
+    for cell, (fpr95, auroc) in figures.items():
         assert abs(100 * result[cell].fpr_at_95_tpr_id_positive.value - fpr95) < 0.05, cell
         assert abs(100 * result[cell].auroc.value - auroc) < 0.05, cell
+
+
+def read_torch(path):
+    """The arrays of a PyTorch state dictionary."""
+    torch = pytest.importorskip("torch", reason="needs torch to read the weights")
+    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
+    return {key: tensor.numpy() for key, tensor in state.items()}
+
+
+def test_densenet_table_is_that_of_an_independent_implementation(shared_data, tmp_path):
+    weights = tmp_path / "densenet.npz"
+    np.savez(weights, **read_torch(shared_data / "weights" / "densenet101_cifar10.pth.tar"))
+    model = load_model("densenet101_cifar", weights)
+    result = evaluate(model, MODELS["densenet101_cifar"].preprocess, shared_data)
+    assert round(100 * result.accuracy, 2) == 94.54
+    assert_figures(result, DENSENET_FIGURES)
+    print(result)
+
+
+def test_resnet_table_is_that_of_an_independent_implementation(shared_data, tmp_path):
+    weights = shared_data / "weights" / "resnet20-12fca82f.th"
+    model, preprocess = resnet20.build(weights)
+    result = evaluate(model, preprocess, shared_data)
+    assert round(100 * result.accuracy, 2) == 91.73
+    assert_figures(result, FIGURES)
 
     folders = [f"{name}={shared_data}/imagenet/ood_{name}" for name in ("textures", "scenes")]
     line = (

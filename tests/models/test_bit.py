@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from gradnorm_jax.models import ARCHITECTURES, bit
+from gradnorm_jax.models import MODELS, bit
 from gradnorm_jax.models.checkpoint import to_params
 
 # Made by experiments/goldens/bit.py. Its weights and images let each of these shift the logits of
@@ -132,7 +132,7 @@ def test_group_norm_keeps_its_digits_far_from_zero():
 def test_keys_shapes_and_parameter_counts_are_the_published_ones(
     formula, name, depths, multiplier, parameters
 ):
-    module = ARCHITECTURES[name].build(1000)
+    module = MODELS[name].build(1000)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)

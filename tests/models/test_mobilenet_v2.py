@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gradnorm_jax.models import ARCHITECTURES, load_model, mobilenet_v2, save_weights
+from gradnorm_jax.models import MODELS, load_model, mobilenet_v2, save_weights
 from gradnorm_jax.models.checkpoint import to_params
 
 WEIGHTS = "weights/mobilenet_v2_1.0_224.npz"
@@ -75,7 +75,7 @@ def test_equals_independent_implementation(formula, x64, dtype, tolerance):
 
 
 def test_keys_shapes_and_parameter_count_are_the_published_ones(formula):
-    module = ARCHITECTURES["mobilenet_v2"].build(1000)
+    module = MODELS["mobilenet_v2"].build(1000)
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(module.init, jax.random.key(0), images)["params"]
     # Published: 3,504,872 trainable ones, with a scale and a shift for each of the 17,056 channels
@@ -92,7 +92,7 @@ def test_real_weights_give_the_independent_implementations_numbers(shared_data):
     assert outputs.logits.shape == (3, 1001)
     np.testing.assert_allclose(outputs.logits[:, :4], logits, rtol=0, atol=1e-4)
     np.testing.assert_allclose(outputs.features[:, :4], features, rtol=0, atol=1e-4)
-    offset = ARCHITECTURES["mobilenet_v2"].label_offset
+    offset = MODELS["mobilenet_v2"].label_offset
     assert (outputs.logits.argmax(axis=-1) - offset).tolist() == labels
 
 

@@ -1,52 +1,63 @@
 import fnmatch
+import functools
 import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 
+from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.models import (
-    ARCHITECTURES,
+    MODELS,
     get_architecture,
     init_model,
     load_model,
     save_weights,
 )
-from gradnorm_jax.tree import get_leaf
+from gradnorm_jax.models.architecture import count_classes, find_layout, template
+from gradnorm_jax.models.checkpoint import from_params, merge
+from gradnorm_jax.tree import get_leaf, leaves_by_path
 
+FAMILIES = (
+    "bit_tiny",
+    "resnet18",
+    "mobilenet_v2",
+    "resnet18_cifar",
+    "resnet20_cifar",
+    "densenet101_cifar",
+)
 IMAGES = jnp.linspace(-1.0, 1.0, 2 * 32 * 32 * 3).reshape(2, 32, 32, 3)
 
 
 def test_table():
-    assert list(ARCHITECTURES) == [
-        "bit_r50x1",
-        "bit_r101x1",
-        "bit_r152x2",
-        "bit_r50x3",
-        "bit_r101x3",
-        "bit_r152x4",
-        "bit_tiny",
-        "mobilenet_v2",
-    ]
-    assert all(name == row.name for name, row in ARCHITECTURES.items())
-    rows = {n: (r.preprocess, r.image_size, r.label_offset) for n, r in ARCHITECTURES.items()}
-    assert rows.pop("bit_tiny") == ("bit32", 32, 0)
-    assert rows.pop("mobilenet_v2") == ("crop224", 224, 1)
-    assert set(rows.values()) == {("bit480", 480, 0)}
+    assert all(name == row.name for name, row in MODELS.items())
+    assert get_preprocess(MODELS["bit_tiny"].preprocess).size == 32
+    rows = [(row.preprocess, row.image_size, row.label_offset) for row in MODELS.values()]
+    assert {("crop224", 224, 1), ("bit480", 480, 0)} <= set(rows)
+    for row in MODELS.values():
+        assert get_preprocess(row.preprocess).size == row.image_size
+        assert row.name == "bit_tiny" or (row.source and row.license)
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-def test_head_and_keys(name):
-    row = ARCHITECTURES[name]
-    images = jax.ShapeDtypeStruct((1, row.image_size, row.image_size, 3), jnp.float32)
-    outputs, variables = jax.eval_shape(row.build(17).init_with_output, jax.random.key(0), images)
-    assert list(variables) == ["params"]
+@pytest.mark.parametrize("name", MODELS)
+def test_every_variable_has_a_place_in_every_layout(name):
+    row = MODELS[name]
+    variables = template(row, 17)
+    assert {"params"} <= set(variables) <= {"params", "batch_stats"}
     params = variables["params"]
-    assert get_leaf(params, row.head.kernel).shape == (1, 1, outputs.features.shape[-1], 17)
-    assert get_leaf(params, row.head.bias).shape == (17,)
-    paths = [tuple(k.key for k in path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
-    assert len({row.layout(path).key for path in paths}) == len(paths)
+    assert get_leaf(params, row.classifier_path).shape[-1] == 17
+    if row.head is not None and row.head.bias is not None:
+        assert get_leaf(params, row.head.bias).shape == (17,)
+    merged = merge(variables)
+    assert len(leaves_by_path(merged)) == len(jax.tree.leaves(variables))
+    for layout in row.layouts:
+        entries = [layout.entry(path) for path in leaves_by_path(merged)]
+        assert len({(entry.key, entry.part) for entry in entries}) == len(entries)
+        headers = jax.eval_shape(functools.partial(from_params, layout=layout.entry), merged)
+        assert find_layout(headers, row) is layout
+        assert count_classes(headers, row, layout) == 17
 
 
 def test_blocks_are_found_by_pattern(tiny_file):
@@ -112,11 +123,81 @@ def test_bfloat16_computes_in_it_with_float32_parameters(tiny_file):
     assert convolutions == ["bf16"] * 17 + ["f32"]
 
 
-def test_weights_of_another_architecture_are_refused(tiny_file):
-    with pytest.raises(ValueError, match=r"architecture: 108 missing .* 44 of another shape"):
+def test_weights_of_another_architecture_are_refused(tiny_file, tiny_weights, tmp_path):
+    with pytest.raises(ValueError, match=r"^these are weights of bit_tiny and not of bit_r50"):
         load_model("bit_r50x1", tiny_file)
+    np.savez(tmp_path / "wide.npz", **{k: np.repeat(v, 3, -1) for k, v in tiny_weights.items()})
+    with pytest.raises(ValueError, match=r"architecture: 108 missing .* 44 of another shape"):
+        load_model("bit_r50x1", tmp_path / "wide.npz")
     with pytest.raises(ValueError, match=r"106 missing .* 45 unexpected"):
-        load_model("mobilenet_v2", tiny_file)
+        load_model("mobilenet_v2", tmp_path / "wide.npz")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """For one network of each family, a file with the keys and shapes of its weights."""
+    folder, files = tmp_path_factory.mktemp("files"), {}
+    for name in FAMILIES:
+        shapes = jax.eval_shape(
+            functools.partial(from_params, layout=MODELS[name].layouts[0].entry),
+            merge(template(MODELS[name], 10)),
+        )
+        files[name] = folder / f"{name}.safetensors"
+        # Ones in the smallest type there is: what is refused is refused for its shapes.
+        arrays = {key: np.ones(leaf.shape, np.float16) for key, leaf in shapes.items()}
+        safetensors.numpy.save_file(arrays, files[name])
+    return files
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_of_another_family_name_it(files, name):
+    for other in FAMILIES:
+        if other != name:
+            expected = f"these are weights of {other} and not of {name}: did you mean {other}?"
+            with pytest.raises(ValueError, match=f"^{re.escape(expected)}$"):
+                load_model(name, files[other])
+
+
+@pytest.fixture(scope="module")
+def resnet20_arrays(formula):
+    """Random variables of `resnet20_cifar`, by collection."""
+    leaves, tree = jax.tree.flatten(template(MODELS["resnet20_cifar"], 10))
+    arrays = [formula.numbers(leaf.shape, i).astype("f") for i, leaf in enumerate(leaves)]
+    return jax.tree.unflatten(tree, arrays)
+
+
+@pytest.fixture(scope="module")
+def resnet20_file(resnet20_arrays, tmp_path_factory):
+    path = tmp_path_factory.mktemp("weights") / "resnet20.npz"
+    state = {"batch_stats": resnet20_arrays["batch_stats"]}
+    save_weights(resnet20_arrays["params"], "resnet20_cifar", path, state=state)
+    return path
+
+
+def test_weights_of_another_size_name_it(resnet20_file):
+    with pytest.raises(ValueError, match=r"did you mean resnet20_cifar\?$"):
+        load_model("resnet32_cifar", resnet20_file)
+
+
+def test_batch_statistics_survive_a_round_trip(resnet20_arrays, resnet20_file):
+    model = load_model("resnet20_cifar", resnet20_file)
+    assert list(model.state) == ["batch_stats"]
+    loaded = {"params": model.params, **model.state}
+    jax.tree.map(np.testing.assert_array_equal, loaded, resnet20_arrays)
+
+
+def test_batch_statistics_are_not_forgotten(resnet20_arrays, tmp_path):
+    with pytest.raises(ValueError, match=r"38 missing \(bn1.running_mean, "):
+        save_weights(resnet20_arrays["params"], "resnet20_cifar", tmp_path / "w.npz")
+
+
+def test_counts_of_batches_and_prefixes_of_parallel_training_are_left_out(resnet20_file, tmp_path):
+    with np.load(resnet20_file) as file:
+        arrays = {f"module.{key}": file[key] for key in file}
+    arrays["module.bn1.num_batches_tracked"] = np.int64(3)
+    np.savez(tmp_path / "parallel.npz", **arrays)
+    models = [load_model("resnet20_cifar", p) for p in (tmp_path / "parallel.npz", resnet20_file)]
+    jax.tree.map(np.testing.assert_array_equal, *(model.variables for model in models))
 
 
 @pytest.mark.parametrize(
@@ -128,13 +209,16 @@ def test_weights_of_another_architecture_are_refused(tiny_file):
     ],
 )
 def test_unknown_name_lists_the_known(tiny_file, call):
-    with pytest.raises(ValueError, match=r"'resnet'; choose one of bit_r50x1, .*mobilenet_v2"):
+    with pytest.raises(
+        ValueError,
+        match=r"'resnet'; did you mean resnet\d+\? choose one of bit_r50x1, ",
+    ):
         call(tiny_file)
 
 
 @pytest.mark.parametrize("published", ["bit_s_r101x1", "bit_m_r101x1"])
 def test_published_names_of_weights_name_their_network(published):
-    assert get_architecture(published) is ARCHITECTURES["bit_r101x1"]
+    assert get_architecture(published) is MODELS["bit_r101x1"]
 
 
 def test_new_model_depends_on_its_key_alone():

@@ -4,9 +4,11 @@ import pytest
 from sklearn.covariance import EmpiricalCovariance
 
 from gradnorm_jax import scores
-from gradnorm_jax.statistics import class_moments as moments
-from gradnorm_jax.statistics.class_moments import class_moments, tied_gaussians
-from gradnorm_jax.types import Outputs
+from gradnorm_jax.statistics import class_sums, moments, tied_gaussians
+
+
+def gaussians_of(features, labels, num_classes):
+    return tied_gaussians(moments(features), class_sums(features, labels, num_classes))
 
 
 def labelled_features(num_images=200, num_features=6, num_classes=4):
@@ -30,14 +32,14 @@ def reference(train, labels, test):
 def test_equals_the_definition_with_scikit_learns_precision(x64):
     train, labels = labelled_features()
     test = train[:20] + np.random.default_rng(1).normal(size=(20, 6))
-    gaussians = tied_gaussians(class_moments(train, labels, 4))
+    gaussians = gaussians_of(train, labels, 4)
     actual = scores.mahalanobis(jnp.asarray(test), gaussians)
     np.testing.assert_allclose(actual, reference(train, labels, test), rtol=1e-8)
 
 
 def test_float32_features_far_from_the_origin():
     train, labels = labelled_features()
-    gaussians = tied_gaussians(class_moments(train, labels, 4))
+    gaussians = gaussians_of(train, labels, 4)
     actual = scores.mahalanobis(jnp.asarray(train, jnp.float32), gaussians)
     np.testing.assert_allclose(actual, reference(train, labels, train), rtol=3e-4, atol=3e-4)
 
@@ -45,52 +47,22 @@ def test_float32_features_far_from_the_origin():
 def test_hand_computed(x64):
     # Two classes at +-10 with unit variance within each: the distance of 13 is (13 - 10)^2.
     features = np.array([[9.0], [11.0], [-9.0], [-11.0]])
-    gaussians = tied_gaussians(class_moments(features, np.array([0, 0, 1, 1]), 2))
+    gaussians = gaussians_of(features, np.array([0, 0, 1, 1]), 2)
     np.testing.assert_allclose(
         scores.mahalanobis(jnp.array([[13.0], [-10.0]]), gaussians), [-9, 0], atol=1e-12
     )
 
 
-def fit(features, labels, num_classes, batch_size):
-    statistics = moments.init(features.shape[1], num_classes)
-    for start in range(0, len(features), batch_size):
-        rows = slice(start, start + batch_size)
-        outputs = Outputs(features[rows], np.zeros((len(features[rows]), num_classes)))
-        statistics = moments.update(statistics, outputs, labels[rows])
-    return statistics
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("split", [0, 1, 77, 200])
-def test_merging_is_fitting_both(split, dtype):
-    train, labels = labelled_features()
-    train = train.astype(dtype)
-    whole = fit(train, labels, 4, batch_size=200)
-    first = fit(train[:split], labels[:split], 4, batch_size=7)
-    second = fit(train[split:], labels[split:], 4, batch_size=30)
-    for merged in (moments.merge(first, second), moments.merge(second, first)):
-        for actual, expected in zip(merged, whole, strict=True):
-            assert actual.dtype == np.float64
-            np.testing.assert_allclose(actual, expected, rtol=1e-10)
-
-
-def test_updating_leaves_the_statistics_before_as_they_were():
-    train, labels = labelled_features()
-    before = moments.init(6, 4)
-    moments.update(before, Outputs(train, np.zeros((200, 4))), labels)
-    assert not any(array.any() for array in before)
-
-
 def test_shapes_that_do_not_match():
     with pytest.raises(ValueError, match=r"got shapes \(2, 3\) and \(1,\)"):
-        class_moments(np.ones((2, 3)), np.array([0]), 4)
+        class_sums(np.ones((2, 3)), np.array([0]), 4)
     with pytest.raises(ValueError, match=r"got shapes \(3,\) and \(1,\)"):
-        class_moments(np.ones(3), np.array([0]), 4)
+        class_sums(np.ones(3), np.array([0]), 4)
 
 
 def test_fewer_images_than_features_uses_the_pseudo_inverse(x64):
     train, labels = labelled_features(num_images=12, num_features=30, num_classes=3)
-    gaussians = tied_gaussians(class_moments(train, labels, 3))
+    gaussians = gaussians_of(train, labels, 3)
     assert gaussians.whitening.shape[1] <= 12
     np.testing.assert_allclose(
         scores.mahalanobis(jnp.asarray(train), gaussians),
@@ -101,27 +73,27 @@ def test_fewer_images_than_features_uses_the_pseudo_inverse(x64):
 
 def test_classes_without_images_are_never_the_nearest():
     train, labels = labelled_features(num_classes=3)
-    few = tied_gaussians(class_moments(train, labels, 3))
-    many = tied_gaussians(class_moments(train, labels, 1000))
+    few = gaussians_of(train, labels, 3)
+    many = gaussians_of(train, labels, 1000)
     np.testing.assert_array_equal(few.means, many.means)
 
 
 @pytest.mark.parametrize("label", [-1, 4])
 def test_labels_out_of_range_are_named(label):
     with pytest.raises(ValueError, match=rf"1 training images have labels .* {label}"):
-        class_moments(np.ones((2, 3)), np.array([0, label]), 4)
+        class_sums(np.ones((2, 3)), np.array([0, label]), 4)
 
 
 def test_nothing_to_fit():
     with pytest.raises(ValueError, match="no labelled training images"):
-        tied_gaussians(class_moments(np.ones((0, 3)), np.zeros(0, int), 4))
+        gaussians_of(np.ones((0, 3)), np.zeros(0, int), 4)
     with pytest.raises(ValueError, match="do not vary"):
-        tied_gaussians(class_moments(np.ones((2, 3)), np.array([0, 1]), 4))
+        gaussians_of(np.ones((2, 3)), np.array([0, 1]), 4)
 
 
 def test_features_of_another_size():
     train, labels = labelled_features()
-    gaussians = tied_gaussians(class_moments(train, labels, 4))
+    gaussians = gaussians_of(train, labels, 4)
     with pytest.raises(ValueError, match=r"features have 5 entries, but .* fitted to 6"):
         scores.mahalanobis(np.ones((2, 5)), gaussians)
     with pytest.raises(ValueError, match=r"for a single image give features\[None\]"):

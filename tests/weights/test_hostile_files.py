@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradnorm_jax.models import get_architecture, init_model, load_model
-from gradnorm_jax.models.checkpoint import from_params, read_checkpoint
+from gradnorm_jax.models.checkpoint import from_params
+from gradnorm_jax.weights.files import read_checkpoint
 from tests.hostile import an_answer_or_a_sentence
 
 
@@ -20,7 +21,7 @@ from tests.hostile import an_answer_or_a_sentence
 def arrays():
     """The arrays of a whole file of `bit_tiny`."""
     params = init_model("bit_tiny", 3, jax.random.key(0)).params
-    return jax.device_get(from_params(params, get_architecture("bit_tiny").layout))
+    return jax.device_get(from_params(params, get_architecture("bit_tiny").layouts[0].entry))
 
 
 def npy(header, data=b""):

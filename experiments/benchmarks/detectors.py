@@ -1,0 +1,172 @@
+"""What detectors cost on top of the forward pass: to score, to fit, and from kept outputs.
+
+    python experiments/benchmarks/detectors.py --model bit_r50x1 --image-size 224 --batch-size 8
+
+Groups of detectors are timed in turn, in one process, on random images and weights, against a plain
+compiled forward pass over the same batches:
+
+- score: each group behind one forward pass, fitted to random features, a bank of `bank_size` rows
+  where there is one.
+- fit: one pass over the images that feeds all statistics, and what follows from them.
+- outputs: features and logits that are at hand already, as from a cache, per 1,000 rows; beside it,
+  how many images the network takes in that time.
+
+Printed are medians of times per image and of ratios measured side by side.
+"""
+
+import functools
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from gradnorm_jax.detectors import DETECTORS, Detector, parse_detectors
+from gradnorm_jax.evaluation.evaluate import fit_states
+from gradnorm_jax.evaluation.step import Placement, score_batch
+from gradnorm_jax.models import init_model
+from gradnorm_jax.sharding import batch_mesh
+from gradnorm_jax.statistics import Examples, learn
+from gradnorm_jax.types import Model, Outputs, linear_head, on_host
+
+
+def seconds(work: Callable[[], Any]) -> float:
+    """The time that `work` takes until its result is there."""
+    start = time.perf_counter()
+    jax.block_until_ready(work())
+    return time.perf_counter() - start
+
+
+def has_bank(detector: Detector) -> bool:
+    """Whether the detector keeps features of training images."""
+    return detector.fit is not None and any("bank" in s.name for s in detector.fit.statistics)
+
+
+def groups() -> dict[str, tuple[Detector, ...]]:
+    """The detectors of the table that need no network, by what they ask for."""
+    names = [name for name, row in DETECTORS.items() if not row.example]
+    known = [d for d in parse_detectors(names) if d.needs != "network"]
+    found = {
+        "12 that learn nothing": [d for d in known if d.fit is None][:12],
+        "gradient space": [
+            d for d in known if DETECTORS[d.name].space == "gradient" and not has_bank(d)
+        ],
+        "all without banks": [d for d in known if not has_bank(d)],
+        "knn": [d for d in known if d.name == "knn"],
+        "all": known,
+    }
+    return {name: tuple(group) for name, group in found.items() if group}
+
+
+def fitted(model: Model, detectors: Sequence[Detector], rows: int) -> Mapping[str, Any]:
+    """States learned from random features, positive as after a rectifier."""
+    head = on_host(linear_head(model))
+    rng = np.random.default_rng(0)
+    labels = np.arange(rows, dtype=np.int32) % head.kernel.shape[1]
+    centres = rng.random(size=head.kernel.T.shape, dtype=np.float32)
+    blocks = []
+    for start in range(0, rows, 1000):
+        part = slice(start, min(start + 1000, rows))
+        features = centres[labels[part]] * rng.random((len(labels[part]), 1), np.float32)
+        features += 0.1 * rng.random(features.shape, dtype=np.float32)
+        logits = features @ head.kernel.astype(np.float32)
+        blocks.append(Examples(features, logits, labels[part], np.arange(rows)[part]))
+    fits = {d.name: d.fit for d in detectors if d.fit}
+    known = learn([s for fit in fits.values() for s in fit.statistics], head, blocks)
+    return {
+        name: fit.finalize(head, *(known[s] for s in fit.statistics)) for name, fit in fits.items()
+    }
+
+
+def medians(
+    ways: Mapping[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Median seconds of each way, and of its ratio to the first, timed in turn."""
+    for work in ways.values():
+        seconds(work)  # compiles
+    rounds = [{name: seconds(work) for name, work in ways.items()} for _ in range(repeats)]
+    first = next(iter(ways))
+    return (
+        {name: statistics.median(r[name] for r in rounds) for name in ways},
+        {name: statistics.median(r[name] / r[first] for r in rounds) for name in ways},
+    )
+
+
+def main(
+    model: str = "bit_r50x1",
+    image_size: int = 224,
+    batch_size: int = 8,
+    num_batches: int = 4,
+    num_classes: int = 1000,
+    bank_size: int = 50_000,
+    rows: int = 2048,
+    repeats: int = 5,
+) -> None:
+    """Times scoring, fitting and scoring from outputs, and prints the tables.
+
+    Args:
+        model: architecture.
+        image_size: side of the images in pixels.
+        batch_size: of the network.
+        num_batches: how many make up a round.
+        num_classes: size of the last layer.
+        bank_size: how many training images the detectors are fitted to.
+        rows: of features and logits in a round of the third table.
+        repeats: rounds, each of which times all ways.
+    """
+    network = init_model(model, num_classes, jax.random.key(0))
+    placement = Placement(batch_mesh(jax.devices()[:1]))
+    rng = np.random.default_rng(0)
+    shape = (num_batches * batch_size, image_size, image_size, 3)
+    images = rng.random(size=shape, dtype=np.float32)
+    batches = np.split(images, num_batches)
+    found = groups()
+    states = fitted(network, found["all"], bank_size)
+    print(f"{len(found['all'])} detectors, bank of {bank_size}, {jax.devices()[0].device_kind}")
+
+    def score(detectors: tuple[Detector, ...], data: Sequence[Any]) -> Any:
+        own = {d.name: states[d.name] for d in detectors if d.fit}
+        step = functools.partial(
+            score_batch, detectors=detectors, preprocess=None, placement=placement
+        )
+        return [step(network, own, each).scores for each in data]
+
+    def forward() -> Any:
+        return [network(jnp.asarray(x)) for x in batches]
+
+    scoring = {name: functools.partial(score, group, batches) for name, group in found.items()}
+    times, ratios = medians({"forward": forward, **scoring}, repeats)
+    print(f"\n{'score':24}{'ms / image':>12}{'time / forward':>16}")
+    for name in times:
+        print(f"{name:24}{1e3 * times[name] / len(images):12.2f}{ratios[name]:16.3f}")
+
+    labels = np.arange(len(images)) % num_classes
+    fits = tuple(d for d in found["all without banks"] if d.fit)
+
+    def fit() -> Any:
+        known = fit_states(network, (images, labels), fits, batch_size=batch_size, progress=False)
+        return jax.tree.leaves(known)
+
+    times, ratios = medians({"forward": forward, "fit": fit}, max(1, repeats // 2))
+    print(f"\n{'fit':24}{'s':>12}{'time / forward':>16}")
+    for name in times:
+        print(f"{name:24}{times[name]:12.2f}{ratios[name]:16.3f}")
+
+    kernel = np.asarray(linear_head(network).kernel)
+    features = rng.random((rows, len(kernel)), np.float32)
+    logits = features @ kernel
+    held = [Outputs(features[i : i + 256], logits[i : i + 256]) for i in range(0, rows, 256)]
+    from_outputs = {name: functools.partial(score, group, held) for name, group in found.items()}
+    times, _ = medians({"forward": forward, **from_outputs}, repeats)
+    per_image = times.pop("forward") / len(images)
+    print(f"\n{'outputs':24}{'s / 1,000 rows':>16}{'as many images':>16}")
+    for name, value in times.items():
+        print(f"{name:24}{1e3 * value / rows:16.3f}{1e3 * value / rows / per_image:16.1f}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main)

@@ -1,0 +1,167 @@
+"""The commands about networks: which there are, and weights from elsewhere for them."""
+
+import dataclasses
+import fnmatch
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import rich.box
+import rich.console
+import rich.table
+import tyro
+
+from gradnorm_jax.models import MODELS, PUBLISHED, Architecture, convert, download, get_architecture
+from gradnorm_jax.models.architecture import FLAX, template
+from gradnorm_jax.progress import show_progress
+from gradnorm_jax.tree import get_leaf
+from gradnorm_jax.weights.files import READERS
+from gradnorm_jax.weights.published import get_published
+
+_NUMBERS = ("image_size", "classes", "features", "parameters")
+
+
+@dataclasses.dataclass(frozen=True)
+class ConvertOptions:
+    """Convert weights from anywhere into a file that needs no other framework to be read.
+
+    Attributes:
+        source: a PyTorch state dict (.pth, .pt, .th, .tar; needs the extra torch), .safetensors,
+            .npz or .msgpack file, a folder of Orbax, or the name of published weights.
+        model: whose weights these are; `gradnorm-jax models` lists the networks.
+        out: the file to be written, .safetensors or .npz.
+    """
+
+    source: tyro.conf.Positional[str]
+    model: str
+    out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelsOptions:
+    """List the networks known by name, and the weights that are published for them.
+
+    Attributes:
+        names: of networks, or patterns such as 'resnet*'; by default all.
+        json: print JSON in place of a table.
+    """
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    json: bool = False
+
+
+def run_convert(options: ConvertOptions) -> str:
+    """Converts weights and says what was written; see `gradnorm_jax.models.convert`."""
+    source, _ = find_weights(options.source, options.model)
+    model = convert(source, options.model, options.out)
+    architecture = get_architecture(options.model)
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    num_classes = get_leaf(model.params, architecture.classifier_path).shape[-1]
+    return (
+        f"converted: {options.out} ({architecture.name}, {num_classes} classes, {parameters:,} "
+        f"parameters, layout {architecture.layouts[0].name})"
+    )
+
+
+def find_weights(weights: str | Path, model: str) -> tuple[Path, str]:
+    """Where weights are, and the preprocessing that is theirs alone, if any.
+
+    Args:
+        weights: a path, or the name of published weights, which are downloaded.
+        model: the name of the network that they are wanted for.
+
+    Raises:
+        OSError: they cannot be downloaded.
+        ValueError: no published weights go by the name, or they are of another network.
+    """
+    name, path = str(weights), Path(weights)
+    if name not in PUBLISHED and (path.exists() or path.suffix.lower() in READERS):
+        return path, ""
+    published = get_published(name)
+    if published.model != get_architecture(model).name:
+        raise ValueError(
+            f"{name} are weights of {published.model} and not of {model}: give --model "
+            f"{published.model}"
+        )
+    return download(name), published.preprocess
+
+
+def run_models(options: ModelsOptions) -> None:
+    """Prints the table of networks."""
+    rows = _rows([row for row in MODELS.values() if _is_asked_for(row.name, options.names)])
+    if not rows:
+        get_architecture(options.names[0])  # says what there is
+    if options.json:
+        print(json.dumps(rows, indent=2))
+        return
+    console = rich.console.Console()
+    for table in _tables(rows):
+        console.print(table)
+
+
+def _is_asked_for(name: str, patterns: Sequence[str]) -> bool:
+    return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _rows(architectures: Sequence[Architecture]) -> list[dict[str, Any]]:
+    with show_progress() as track:
+        return [_row(row) for row in track(architectures, "networks", len(architectures))]
+
+
+def _row(architecture: Architecture) -> dict[str, Any]:
+    params = template(architecture, architecture.num_classes)["params"]
+    head = architecture.head
+    return {
+        "name": architecture.name,
+        "image_size": architecture.image_size,
+        "preprocess": architecture.preprocess,
+        "classes": architecture.num_classes,
+        "features": head and get_leaf(params, head.kernel).shape[-2],
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "layouts": [layout.name for layout in (*architecture.layouts, FLAX)],
+        "source": architecture.source,
+        "license": architecture.license,
+        "weights": [
+            dataclasses.asdict(row) for row in PUBLISHED.values() if row.model == architecture.name
+        ],
+    }
+
+
+def _tables(rows: Sequence[dict[str, Any]]) -> list[rich.table.Table]:
+    """What the rows say, in tables narrow enough for a terminal."""
+    weights = [each for row in rows for each in row["weights"]]
+    tables = {
+        "Networks": (rows, ("name", *_NUMBERS, "preprocess")),
+        "Layouts of weights files": (rows, ("name", "layouts", "source", "license")),
+        "Weights to download": (weights, ("name", "model", "trained_on")),
+    }
+    return [_table(title, rows, keys) for title, (rows, keys) in tables.items() if rows]
+
+
+def _table(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> rich.table.Table:
+    table = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+    )
+    for key in keys:
+        table.add_column(
+            key.replace("_", " "),
+            justify="right" if key in _NUMBERS else "left",
+            no_wrap=key == "name",
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(_show(row[key]) for key in keys))
+    return table
+
+
+def _show(value: Any) -> str:
+    match value:
+        case None:
+            return "-"
+        case int():
+            return f"{value:,}"
+        case list():
+            return ", ".join(value)
+    return str(value)

@@ -1,0 +1,192 @@
+"""The table of all networks that are known by name."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from gradnorm_jax.models import (
+    bit,
+    cifar_densenet,
+    cifar_resnet,
+    densenet,
+    mobilenet_v2,
+    mobilenet_v2_torch,
+    resnet,
+    squeezenet,
+    vit,
+    wide_resnet,
+)
+from gradnorm_jax.models.architecture import Architecture, WeightsLayout
+from gradnorm_jax.models.bit import BiT
+from gradnorm_jax.models.checkpoint import Layout
+from gradnorm_jax.models.cifar_densenet import CifarDenseNet
+from gradnorm_jax.models.cifar_resnet import CifarResNet
+from gradnorm_jax.models.densenet import DenseNet
+from gradnorm_jax.models.mobilenet_v2 import MobileNetV2
+from gradnorm_jax.models.mobilenet_v2_torch import TorchMobileNetV2
+from gradnorm_jax.models.resnet import ResNet
+from gradnorm_jax.models.squeezenet import SqueezeNet
+from gradnorm_jax.models.torch_layout import clean_torch
+from gradnorm_jax.models.vit import ViT
+from gradnorm_jax.models.wide_resnet import WideResNet
+
+_IMAGENET: dict[str, Any] = {"preprocess": "imagenet224", "image_size": 224, "num_classes": 1000}
+_CIFAR: dict[str, Any] = {"image_size": 32, "num_classes": 10}
+_TORCHVISION: dict[str, Any] = {"source": "torchvision", "license": "BSD-3-Clause"}
+
+
+def _torch(name: str, layout: Layout) -> WeightsLayout:
+    return WeightsLayout(name, layout, clean_torch)
+
+
+def _bit(name: str, depths: tuple[int, ...], multiplier: int) -> Architecture:
+    return Architecture(
+        name,
+        functools.partial(BiT, depths=depths, width=64 * multiplier),
+        bit.HEAD,
+        (WeightsLayout("bit", bit.layout, bit.remove_numbers),),
+        preprocess="bit480",
+        image_size=480,
+        num_classes=1000,
+        source="google-research/big_transfer",
+        license="Apache-2.0",
+    )
+
+
+def _resnet(name: str, depths: tuple[int, ...], **options: Any) -> Architecture:
+    return Architecture(
+        name,
+        functools.partial(ResNet, depths=depths, **options),
+        resnet.HEAD,
+        (_torch("torchvision", resnet.layout),),
+        **_IMAGENET,
+        **_TORCHVISION,
+    )
+
+
+def _cifar_resnet(depth: int) -> Architecture:
+    return Architecture(
+        f"resnet{depth}_cifar",
+        functools.partial(CifarResNet, depth=depth),
+        cifar_resnet.HEAD,
+        (_torch("akamaster", cifar_resnet.layout),),
+        preprocess="squash=32,mean=imagenet,std=imagenet",
+        **_CIFAR,
+        source="akamaster/pytorch_resnet_cifar10",
+        license="BSD-2-Clause",
+    )
+
+
+def _vit(name: str, width: int, heads: int) -> Architecture:
+    return Architecture(
+        name,
+        functools.partial(ViT, width=width, heads=heads),
+        vit.HEAD,
+        (
+            WeightsLayout("vit_jax", vit.layout),
+            _torch("timm", functools.partial(vit.timm_layout, width=width)),
+        ),
+        preprocess="squash=224,mean=half,std=half",
+        image_size=224,
+        num_classes=1000,
+        source="google-research/vision_transformer",
+        license="Apache-2.0",
+    )
+
+
+_R50, _R101, _R152 = (3, 4, 6, 3), (3, 4, 23, 3), (3, 8, 36, 3)
+_ROWS = (
+    _bit("bit_r50x1", _R50, 1),
+    _bit("bit_r101x1", _R101, 1),
+    _bit("bit_r152x2", _R152, 2),
+    _bit("bit_r50x3", _R50, 3),
+    _bit("bit_r101x3", _R101, 3),
+    _bit("bit_r152x4", _R152, 4),
+    Architecture(
+        "bit_tiny",
+        functools.partial(BiT, depths=(1, 1, 1, 1), width=16, groups=8),
+        bit.HEAD,
+        (WeightsLayout("bit", bit.layout, bit.remove_numbers),),
+        preprocess="bit32",
+        **_CIFAR,
+    ),
+    _resnet("resnet18", (2, 2, 2, 2)),
+    _resnet("resnet34", _R50),
+    _resnet("resnet50", _R50, bottleneck=True),
+    _resnet("resnet101", _R101, bottleneck=True),
+    _resnet("wide_resnet50_2", _R50, bottleneck=True, widen=2),
+    Architecture(
+        "densenet121",
+        DenseNet,
+        densenet.HEAD,
+        (WeightsLayout("torchvision", densenet.layout, densenet.clean),),
+        **_IMAGENET,
+        **_TORCHVISION,
+    ),
+    Architecture(
+        "squeezenet1_1",
+        SqueezeNet,
+        None,
+        (_torch("torchvision", squeezenet.layout),),
+        classifier=squeezenet.CLASSIFIER,
+        **_IMAGENET,
+        **_TORCHVISION,
+    ),
+    Architecture(
+        "mobilenet_v2_torch",
+        TorchMobileNetV2,
+        mobilenet_v2_torch.HEAD,
+        (_torch("torchvision", mobilenet_v2_torch.layout),),
+        **_IMAGENET,
+        **_TORCHVISION,
+    ),
+    Architecture(
+        "mobilenet_v2",
+        MobileNetV2,
+        mobilenet_v2.HEAD,
+        (WeightsLayout("tflite", mobilenet_v2.layout),),
+        preprocess="crop224",
+        image_size=224,
+        num_classes=1001,
+        label_offset=1,
+        source="tensorflow.org, converted from TFLite",
+        license="Apache-2.0",
+    ),
+    _vit("vit_b16", 768, 12),
+    _vit("vit_s16", 384, 6),
+    _vit("vit_ti16", 192, 3),
+    Architecture(
+        "resnet18_cifar",
+        functools.partial(ResNet, small_images=True),
+        resnet.HEAD,
+        (_torch("openood", resnet.openood_layout), _torch("torchvision", resnet.layout)),
+        preprocess="squash=32,mean=cifar10,std=0.2470/0.2435/0.2616",
+        **_CIFAR,
+        source="Jingkang50/OpenOOD",
+        license="MIT",
+    ),
+    *map(_cifar_resnet, (20, 32, 44, 56, 110)),
+    Architecture(
+        "wide_resnet40_2_cifar",
+        WideResNet,
+        wide_resnet.HEAD,
+        (_torch("xternalz", wide_resnet.layout),),
+        # 125.3, 123.0, 113.9 and 63.0, 62.1, 66.7 of 255.
+        preprocess="squash=32,mean=0.49137/0.48235/0.44667,std=0.24706/0.24353/0.26157",
+        **_CIFAR,
+        source="xternalz/WideResNet-pytorch",
+        license="MIT",
+    ),
+    Architecture(
+        "densenet101_cifar",
+        CifarDenseNet,
+        cifar_densenet.HEAD,
+        (_torch("dice", cifar_densenet.layout),),
+        preprocess="squash=32,mean=cifar10,std=cifar10",
+        **_CIFAR,
+        source="deeplearning-wisc/dice",
+        license="MIT",
+    ),
+)
+MODELS: Mapping[str, Architecture] = {row.name: row for row in _ROWS}
+"""Every network known by name."""
