@@ -75,8 +75,8 @@ def gradorth(features: ArrayLike, logits: ArrayLike, basis: ArrayLike) -> jax.Ar
     Args:
         features: `[B, D]`.
         logits: `[B, C]`.
-        basis: `[D, K]`, the V of training features, from `statistics.directions.leading_directions` of their second
-            moment, which is not centred.
+        basis: `[D, K]`, the V of training features, from `statistics.directions.leading_directions`
+            of their second moment, which is not centred.
 
     Returns:
         `[B]`, nats per unit of weight, >= 0; higher is more in-distribution.
