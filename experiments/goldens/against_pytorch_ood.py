@@ -32,7 +32,7 @@ def make(count, seed, spread=1.0):
 FEATURES, LABELS = make(2000, 0)
 TEST = np.concatenate([make(500, 1)[0], make(500, 2, spread=2.5)[0]])
 RNG = np.random.default_rng(98)
-KERNEL = (np.stack([FEATURES[LABELS == c].mean(axis=0) for c in range(NUM_CLASSES)], axis=1)) / 25
+KERNEL = (np.stack([FEATURES[c == LABELS].mean(axis=0) for c in range(NUM_CLASSES)], axis=1)) / 25
 KERNEL = (KERNEL + 0.02 * RNG.normal(size=KERNEL.shape)).astype(np.float32)
 BIAS = RNG.normal(size=NUM_CLASSES).astype(np.float32) / 10
 
