@@ -51,10 +51,11 @@ def test_the_right_network_is_named(of, taken_for):
 
 
 def test_weights_of_no_known_network_are_listed():
-    found = dict(headers(MODELS["mobilenet_v2"], FLAX))
-    found["head/bias"] = jax.ShapeDtypeStruct((5,), "float32")
-    with pytest.raises(ValueError, match=r"head/bias is float32\[5\] in place of float\[1001\]"):
-        models._check(found, MODELS["mobilenet_v2"])
+    squeezenet = MODELS["squeezenet1_1"]
+    found = dict(headers(squeezenet, squeezenet.layouts[0]))
+    found["classifier.1.bias"] = jax.ShapeDtypeStruct((5,), "float32")
+    with pytest.raises(ValueError, match=r"1\.bias is float32\[5\] in place of float\[1000\]"):
+        models._check(found, squeezenet)
 
 
 def test_published_weights_are_of_known_networks_and_preprocessing():
