@@ -60,6 +60,19 @@ def test_float32(build):
         assert_close(norms, reference.norms(gradients, order), 1e-5)
 
 
+QUICK = ["resnet20_cifar", "vit_ti16"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in networks.TABLE],
+)
+def test_networks_known_by_name(name, x64):
+    network = networks.of_table(name, jnp.float64)
+    gradients = reference.gradients(network)
+    assert_close(per_example_grad_norms(*network), reference.norms(gradients, 1), 1e-10)
+
+
 @pytest.mark.parametrize("order", [0.5, 2, 3.5, np.inf])
 @pytest.mark.parametrize(
     "build", [networks.odd_convolutions, networks.vit, networks.embedding_tied_with_output]
