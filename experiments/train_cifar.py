@@ -13,7 +13,6 @@ killed resumes: run the same command again.
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -21,18 +20,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow.parquet
 import tyro
 from flax import linen as nn
 
 import gradnorm_jax as gj
-from experiments import training
+from experiments import runs, training
 from experiments.training import Metrics, TrainState
-from gradnorm_jax.data.preprocess import get_preprocess, scale
-from gradnorm_jax.models.cifar_resnet import CifarResNet
+from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, scale
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.data.source import Record, hash_records
+from gradnorm_jax.models import get_architecture
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, replicated
 
-NETWORKS = {"resnet20": functools.partial(CifarResNet, depth=20)}
-PREPROCESS = "squash=32,mean=imagenet,std=imagenet"
 PADDING = 4
 
 Labelled = tuple[np.ndarray, np.ndarray]
@@ -49,7 +49,8 @@ class Options:
         out: folder for checkpoints, metrics by epoch and weights: new, empty, or of the same run.
         ood: out-of-distribution sets, each as NAME=DATA.
         detectors: what tells ID from OOD images.
-        model: the network.
+        model: resnet20_cifar, densenet101_cifar, or another network for 32 x 32 images with batch
+            normalisation (`gradnorm-jax evaluate --help` lists all).
         epochs: how many.
         batch_size: of all devices.
         optimizer: SGD with momentum 0.9, or Adam.
@@ -67,7 +68,7 @@ class Options:
     out: Path
     ood: tuple[str, ...] = ()
     detectors: tuple[str, ...] = ("msp", "energy", "gradnorm")
-    model: Literal["resnet20"] = "resnet20"
+    model: str = "resnet20_cifar"
     epochs: int = 100
     batch_size: int = 128
     optimizer: Literal["sgd", "adam"] = "sgd"
@@ -77,6 +78,47 @@ class Options:
     dtype: Literal["float32", "bfloat16"] = "float32"
     evaluate_every: int = 1
     seed: int = 0
+
+
+class ParquetSource:
+    """The encoded images of a Parquet file, or folder of such, with columns `image` and `label`."""
+
+    ignored = ()
+
+    def __init__(self, path: str | Path) -> None:
+        """Reads the file, not yet its images."""
+        table = pyarrow.parquet.read_table(path, columns=["image", "label"]).combine_chunks()
+        self.name = Path(path).name
+        self._images, self._labels = table["image"], table["label"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int, /) -> Record:
+        return Record(str(index), int(self._labels[index]), self._images[index].as_py())
+
+    def fingerprint(self) -> str:
+        """A hash of all images and labels."""
+        return hash_records(self.name, (self[index] for index in range(len(self))))
+
+
+def read_images(spec: str, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+    """All pixels `[N, H, W, 3]` uint8 and labels `[N]` of a data set that fits into memory.
+
+    Args:
+        spec: a path that ends in `.parquet`, or whatever `gradnorm_jax.evaluate` reads by name: a
+            folder of images, `csv:FILE`, `tfds:NAME:SPLIT`.
+        preprocess: decides their size.
+
+    Raises:
+        ValueError: an image cannot be decoded.
+    """
+    source = ParquetSource(spec) if spec.endswith(".parquet") else spec
+    batches = list(gj.as_stream(source, preprocess).batches(BatchSchedule(1000)))
+    for excluded in (each for batch in batches for each in batch.excluded):
+        raise ValueError(f"{spec}: {excluded.id} cannot be used: {excluded.reason}; remove it")
+    pixels = np.concatenate([batch.data[batch.mask] for batch in batches])
+    return pixels, np.concatenate([batch.labels for batch in batches])
 
 
 class Data(NamedTuple):
@@ -89,44 +131,57 @@ class Data(NamedTuple):
 
 def read_data(options: Options) -> Data:
     """Decodes all images once."""
-    read = functools.partial(training.read_images, preprocess=get_preprocess(PREPROCESS))
-    pairs = (each.partition("=")[::2] for each in options.ood)
-    return Data(
-        read(options.train), read(options.test), {name: read(spec)[0] for name, spec in pairs}
-    )
+    preprocess = get_preprocess(get_architecture(options.model).preprocess)
+    read = functools.partial(read_images, preprocess=preprocess)
+    ood = {name: read(spec)[0] for name, spec in training.parse_sets(options.ood).items()}
+    return Data(read(options.train), read(options.test), ood)
 
 
 def train(options: Options, data: Data) -> TrainState:
-    """Trains and evaluates; leaves checkpoints and metrics by epoch."""
-    preprocess, count = get_preprocess(PREPROCESS), len(data.train[1])
+    """Trains and evaluates; leaves checkpoints, metrics by epoch, and weights.
+
+    Raises:
+        ValueError: there are fewer images than one batch takes, an image has no label, or `out`
+            holds another run.
+    """
+    architecture, count = get_architecture(options.model), len(data.train[1])
+    preprocess = get_preprocess(architecture.preprocess)
     classes = int(data.train[1].max()) + 1
-    network = NETWORKS[options.model](classes, dtype=jnp.dtype(options.dtype))
+    network = architecture.build(classes, dtype=jnp.dtype(options.dtype))
     steps = count // options.batch_size
+    if data.train[1].min(initial=0) < 0:
+        raise ValueError(f"{options.train} has images without label; give a class to all")
+    if not steps:
+        raise ValueError(f"{count} images are less than one batch of {options.batch_size}")
     rate = make_schedule(options, steps * options.epochs)
     optimizer = training.make_optimizer(options.optimizer, rate, options.weight_decay)
     state = init_state(network, optimizer, options.seed)
     mesh = batch_mesh(jax.devices())
     state, (pixels, labels) = jax.device_put((state, data.train), replicated(mesh))
-    evaluate = make_evaluate(network, state, data, options.detectors)
+    evaluate = training.make_evaluate(
+        network,
+        state,
+        preprocess.size,
+        id_data=data.test,
+        ood_data=data.ood,
+        detectors=options.detectors,
+        preprocess=functools.partial(scale, preprocess=preprocess),
+        batch_size=1000,
+    )
+    key = jax.random.key(options.seed)
 
     # Images and labels are arguments, not constants, or they would be compiled into the program.
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, pixels: jax.Array, labels: jax.Array, rows: jax.Array) -> Any:
-        return training.augmented_step(
-            state,
-            pixels[rows],
-            labels[rows],
-            seed=options.seed,
-            preprocess=preprocess,
-            padding=PADDING,
-            train=True,
-        )
+    def step(state: TrainState, key: jax.Array, pixels: Any, labels: Any, rows: Any) -> Any:
+        batch = pixels[rows], labels[rows]
+        return training.augmented_step(state, key, *batch, preprocess, padding=PADDING)
 
     def run_epoch(state: TrainState, epoch: int) -> tuple[TrainState, Metrics]:
         start, collected = time.monotonic(), []
         order = np.random.default_rng((options.seed, epoch)).permutation(count)
         for rows in order[: steps * options.batch_size].reshape(steps, -1).astype(np.int32):
-            state, metrics = step(state, pixels, labels, jax.device_put(rows, batch_sharding(mesh)))
+            rows = jax.device_put(rows, batch_sharding(mesh))
+            state, metrics = step(state, key, pixels, labels, rows)
             collected.append(metrics)
         metrics = training.mean_metrics(collected) | {"seconds": time.monotonic() - start}
         last = epoch + 1 == options.epochs
@@ -134,7 +189,9 @@ def train(options: Options, data: Data) -> TrainState:
             metrics |= evaluate(state)
         return state, metrics
 
-    return training.run_rounds(state, options.epochs, run_epoch, options.out, options)
+    state = runs.run_rounds(state, options.epochs, run_epoch, options.out, options)
+    training.export(state, architecture.name, options.out)
+    return state
 
 
 def init_state(
@@ -156,32 +213,7 @@ def make_schedule(options: Options, steps: int) -> optax.Schedule:
     return optax.join_schedules(halves, [up])
 
 
-def make_evaluate(
-    network: nn.Module, state: TrainState, data: Data, detectors: Sequence[str]
-) -> Callable[[TrainState], Metrics]:
-    """`state -> metrics` on the fixed sets."""
-    images = jax.ShapeDtypeStruct((2, 32, 32, 3), "float32")
-    # Where the last layer is does not change while training: it is looked for once.
-    model = gj.from_linen(network, state.variables, images)
-    prepare = functools.partial(scale, preprocess=get_preprocess(PREPROCESS))
-
-    def evaluate(state: TrainState) -> Metrics:
-        trained = model.replace(params=state.params, state={"batch_stats": state.batch_stats})
-        result = gj.evaluate(
-            trained,
-            data.test,
-            data.ood,
-            detectors=detectors,
-            preprocess=prepare,
-            batch_size=1000,
-            progress=False,
-        )
-        return training.ood_metrics(result)
-
-    return evaluate
-
-
 if __name__ == "__main__":
     options = tyro.cli(Options)
     train(options, read_data(options))
-    training.plot_history(options.out)
+    runs.plot_history(options.out)

@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 import rich.text
 
-from gradnorm_jax.detectors import DETECTORS
+from gradnorm_jax.detectors import DETECTORS, parse_detectors
 from gradnorm_jax.detectors.table import Row
 
 _READS = {"logits": "logits", "outputs": "features, logits", "network": "the network"}
@@ -33,7 +33,9 @@ def run_detectors(options: DetectorsOptions) -> None:
     if options.json:
         print(json.dumps(records, indent=2))
         return
-    table = rich.table.Table("Detector", "Space", "Reads", "Paper", box=rich.box.SIMPLE_HEAD)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("Detector", "Space", "Reads", "Paper"):
+        table.add_column(column, overflow="fold", no_wrap=column == "Detector")
     for record in records:
         reads = " + ".join([_READS[record["needs"]], *record["learns"]])
         table.add_row(_call(record), record["space"], reads, record["paper"])
@@ -49,7 +51,7 @@ def _call(record: dict[str, Any]) -> rich.text.Text:
 
 
 def _describe(name: str, row: Row) -> dict[str, Any]:
-    detector = row.build(**row.example)
+    (detector,) = parse_detectors([row.build(**row.example)])
     parameters = inspect.signature(row.build).parameters.values()
     return {
         "name": name,

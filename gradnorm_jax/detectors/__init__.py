@@ -6,6 +6,7 @@ A detector is a frozen value; see `Detector`. Adding one takes a pure function i
 >>> mine = Detector("mine", "logits", lambda state, model, batch: batch.outputs.logits.max(axis=-1))
 """
 
+from gradnorm_jax.detectors.classes import cadref, fdbd, nci, she
 from gradnorm_jax.detectors.curvature import (
     exgrad,
     feature_hessian,
@@ -16,14 +17,33 @@ from gradnorm_jax.detectors.curvature import (
     pnml,
     scod,
 )
+from gradnorm_jax.detectors.density import weiper
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit, Needs
-from gradnorm_jax.detectors.feature import mahalanobis
+from gradnorm_jax.detectors.feature import (
+    mahalanobis,
+    mahalanobis_plus_plus,
+    relative_mahalanobis,
+    relative_mahalanobis_plus_plus,
+)
 from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
 from gradnorm_jax.detectors.grood import grood
+from gradnorm_jax.detectors.neighbors import knn, nnguide
 from gradnorm_jax.detectors.neurons import gsc, nac
-from gradnorm_jax.detectors.output import energy, msp, odin
+from gradnorm_jax.detectors.output import (
+    energy,
+    entropy,
+    gen,
+    kl_matching,
+    max_logit,
+    msp,
+    odin,
+    temperature_scaling,
+)
 from gradnorm_jax.detectors.parse import parse_detectors
+from gradnorm_jax.detectors.rectified import ash_b, ash_p, ash_s, dice, optfs, react, scale, vra
+from gradnorm_jax.detectors.rectifier import Rectifier, compose
+from gradnorm_jax.detectors.subspace import neco, residual, vim
 from gradnorm_jax.detectors.table import DETECTORS
 
 __all__ = [
@@ -32,13 +52,23 @@ __all__ = [
     "Detector",
     "Fit",
     "Needs",
+    "Rectifier",
+    "ash_b",
+    "ash_p",
+    "ash_s",
     "average_gradient",
+    "cadref",
+    "compose",
+    "dice",
     "energy",
+    "entropy",
     "exgrad",
+    "fdbd",
     "feature_hessian",
     "feature_norm",
     "fisher_mahalanobis",
     "fisher_trace",
+    "gen",
     "gini",
     "grad_uncertainty",
     "gradnorm",
@@ -46,12 +76,30 @@ __all__ = [
     "gradpca",
     "grood",
     "gsc",
+    "kl_matching",
+    "knn",
     "mahalanobis",
+    "mahalanobis_plus_plus",
+    "max_logit",
     "msp",
     "nac",
+    "nci",
+    "neco",
+    "nnguide",
     "odin",
+    "optfs",
     "parse_detectors",
     "pnml",
+    "react",
+    "relative_mahalanobis",
+    "relative_mahalanobis_plus_plus",
+    "residual",
     "residual_norm",
+    "scale",
     "scod",
+    "she",
+    "temperature_scaling",
+    "vim",
+    "vra",
+    "weiper",
 ]

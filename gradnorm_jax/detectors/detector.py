@@ -94,10 +94,7 @@ class Detector:
                 f"score_fn must be a function (state, model, batch, **options) -> [B], got "
                 f"{self.score_fn!r} for detector {self.name!r}"
             )
-        frozen = {name: _freeze(value) for name, value in dict(self.options).items()}
-        for name, value in frozen.items():
-            _check_hashable(self.name, name, value)
-        object.__setattr__(self, "options", tuple(sorted(frozen.items())))
+        object.__setattr__(self, "options", freeze_options(self.name, self.options))
 
     def score(self, state: Any, model: Model, batch: Batch) -> jax.Array:
         """Scores a batch.
@@ -125,6 +122,16 @@ class Detector:
                 'or gradnorm(select="all"), the score `gradnorm_of_parameters`'
             )
         return self.score_fn(state, model, batch, **dict(self.options))
+
+
+def freeze_options(
+    name: str, options: Mapping[str, Any] | tuple[tuple[str, Any], ...]
+) -> tuple[tuple[str, Any], ...]:
+    """Options as sorted pairs; ValueError that names the detector if one cannot be hashed."""
+    frozen = {option: _freeze(value) for option, value in dict(options).items()}
+    for option, value in frozen.items():
+        _check_hashable(name, option, value)
+    return tuple(sorted(frozen.items()))
 
 
 def _freeze(value: Any) -> Any:

@@ -9,14 +9,16 @@ import pathlib
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, ParamSpec
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import jax
 
 from gradnorm_jax.detectors.detector import Detector
+from gradnorm_jax.detectors.rectifier import Rectifier
 from gradnorm_jax.numerics import is_number
 
 P = ParamSpec("P")
+Built = TypeVar("Built", Detector, Rectifier)
 
 
 class Bare(str):
@@ -25,8 +27,8 @@ class Bare(str):
     __slots__ = ()
 
 
-def builder(build: Callable[P, Detector]) -> Callable[P, Detector]:
-    """Decorates a function of typed keyword options that returns a detector.
+def builder(build: Callable[P, Built]) -> Callable[P, Built]:
+    """Decorates a function of typed keyword options that returns a detector or a rectifier.
 
     The options are checked against their annotations, and those that are not the default become
     part of the name: `gradnorm(ord=2)` is called "gradnorm(ord=2)".
@@ -34,10 +36,10 @@ def builder(build: Callable[P, Detector]) -> Callable[P, Detector]:
     hints, _, _ = signature_options(build)
 
     @functools.wraps(build)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> Detector:
+    def checked(*args: P.args, **kwargs: P.kwargs) -> Built:
         options = check_options(build.__name__, kwargs, hints)
-        detector = build(*args, **options)
-        return dataclasses.replace(detector, name=_show_call(detector.name, build, options))
+        built = build(*args, **options)
+        return dataclasses.replace(built, name=_show_call(built.name, build, options))
 
     return checked
 
@@ -183,19 +185,20 @@ def _describe(kind: Any) -> str:
 
 def _show_call(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> str:
     shown = [
-        f"{option}={_show(options[option])}"
+        f"{option}={show_value(options[option])}"
         for option, parameter in inspect.signature(build).parameters.items()
         if option in options and options[option] != parameter.default
     ]
     return "".join(f"{name}({','.join(shown)})".split()) if shown else name
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """An option's value as a spec has it."""
     match value:
         case float() if value.is_integer() and abs(value) < 1e16:
             return str(int(value))
         case tuple():
-            return f"[{','.join(map(_show, value))}]"
+            return f"[{','.join(map(show_value, value))}]"
         case str() if is_bare(value):
             return value
     return repr(value)

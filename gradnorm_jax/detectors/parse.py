@@ -1,4 +1,4 @@
-"""Detectors from text such as `gradnorm(ord=2)` or `my_module:my_detector(option=1)`."""
+"""Detectors from text such as `gradnorm(ord=2)`, `react+msp` or `my_module:mine(option=1)`."""
 
 import collections
 import dataclasses
@@ -11,6 +11,8 @@ from typing import Any
 
 from gradnorm_jax.detectors.detector import Detector
 from gradnorm_jax.detectors.options import Bare, check_options, is_bare, shorten, signature_options
+from gradnorm_jax.detectors.output import energy
+from gradnorm_jax.detectors.rectifier import Rectifier, compose
 from gradnorm_jax.detectors.table import DETECTORS, expand
 
 _TOKEN = re.compile(r"""\s*('[^']*'|"[^"]*"|[,()\[\]=]|[^\s,()\[\]='"]+|['"])""")
@@ -20,18 +22,20 @@ Tokens = collections.deque[str]
 
 
 def parse_detectors(
-    specs: Iterable[str | Detector], defaults: Mapping[str, Mapping[str, Any]] | None = None
+    specs: Iterable[str | Detector | Rectifier],
+    defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Detector, ...]:
-    """Detectors from text such as `msp` or `gradnorm(temperature=2, ord=inf)`.
+    """Detectors from text such as `msp` or `react(quantile=0.95)+gradnorm(ord=inf)`.
 
     A value is read as its option's annotation says: `true` or `false`, a number or `inf`, a word or
-    path with or without quotes, or a list of such in brackets.
+    path with or without quotes, or a list of such in brackets. Rectifiers stand before the detector
+    that sees what they leave, with `+` between them; alone they stand for themselves with `energy`.
 
     Args:
         specs: detectors, which pass through, or texts: a name in `DETECTORS`, or `module:name` of a
-            `Detector` or of a function that returns one, each with its options in parentheses if
-            need be. The text, spaces removed, becomes the detector's name. `all` is all that need
-            no option, `all:gradient` those of a space.
+            `Detector` or `Rectifier` or of a function that returns one, each with its options in
+            parentheses if need be. The text, spaces removed, becomes the detector's name. `all` is
+            all that need no option, `all:gradient` those of a space.
         defaults: options by name in `DETECTORS`, which a text may override.
 
     Returns:
@@ -41,7 +45,7 @@ def parse_detectors(
         ValueError: a text cannot be read, names no detector, or has a wrong option; or two
             detectors have the same name.
     """
-    if isinstance(specs, str | Detector):
+    if isinstance(specs, str | Detector | Rectifier):
         specs = [specs]
     detectors = tuple(_to_detector(spec, defaults or {}) for spec in expand(specs))
     names = [detector.name for detector in detectors]
@@ -53,30 +57,57 @@ def parse_detectors(
     return detectors
 
 
-def _to_detector(spec: str | Detector, defaults: Mapping[str, Mapping[str, Any]]) -> Detector:
+def _to_detector(
+    spec: str | Detector | Rectifier, defaults: Mapping[str, Mapping[str, Any]]
+) -> Detector:
     if isinstance(spec, Detector):
         return spec
+    if isinstance(spec, Rectifier):
+        return dataclasses.replace(compose(spec, energy()), name=spec.name)
     if not isinstance(spec, str):
         raise ValueError(
             f"a detector is given by its name or as a Detector, got {shorten(repr(spec))}; a "
             "function that builds one must be called: msp()"
         )
-    target, options = _read_call(spec)
-    found = _import(target) if ":" in target else _known(target)
-    if isinstance(found, Detector):
-        if options:
-            raise ValueError(f"{target!r} is a Detector and takes no options; leave them out")
-        detector = found
-    elif callable(found):
-        detector = _build(target, found, options, defaults.get(target, {}))
-    else:
-        raise ValueError(
-            f"{target!r} must be a Detector or a function that returns one, got {found!r}"
-        )
+    *before, last = (_to_term(term, defaults) for term in split_terms(spec))
+    detector = compose(last, energy()) if isinstance(last, Rectifier) else last
+    for rectifier in reversed(before):
+        if isinstance(rectifier, Detector):
+            raise ValueError(
+                f"{rectifier.name!r} in {spec!r} is a detector, behind which nothing can come: "
+                "write RECTIFIER+DETECTOR"
+            )
+        detector = compose(rectifier, detector)
     return dataclasses.replace(detector, name="".join(spec.split()))
 
 
-def _known(name: str) -> Callable[..., Detector]:
+def split_terms(spec: str) -> list[str]:
+    """The terms of `react(quantile=0.9)+msp`; within brackets a plus is part of a value."""
+    depth, ends = 0, []
+    for found in _TOKEN.finditer(spec):
+        token = found[1]
+        depth += (token in "([") - (token in ")]")
+        if depth == 0:
+            ends += [found.start(1) + i for i, c in enumerate(token) if c == "+"]
+    starts = [0, *(end + 1 for end in ends)]
+    return [spec[a:b] for a, b in zip(starts, [*ends, len(spec)], strict=True)]
+
+
+def _to_term(spec: str, defaults: Mapping[str, Mapping[str, Any]]) -> Detector | Rectifier:
+    target, options = _read_call(spec)
+    found = _import(target) if ":" in target else _known(target)
+    if isinstance(found, Detector | Rectifier):
+        if options:
+            raise ValueError(f"{target!r} is a Detector and takes no options; leave them out")
+        return found
+    if not callable(found):
+        raise ValueError(
+            f"{target!r} must be a Detector or a function that returns one, got {found!r}"
+        )
+    return _build(target, found, options, defaults.get(target, {}))
+
+
+def _known(name: str) -> Callable[..., Detector | Rectifier]:
     if name not in DETECTORS:
         close = difflib.get_close_matches(name, DETECTORS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -96,7 +127,7 @@ def _import(target: str) -> Any:
 
 def _build(
     target: str, build: Callable[..., Any], options: dict[str, Any], defaults: Mapping[str, Any]
-) -> Detector:
+) -> Detector | Rectifier:
     hints, needed, open_ended = signature_options(build)
     for option in options:
         if option not in hints and not open_ended:
@@ -112,7 +143,7 @@ def _build(
         detector = build(**given)
     except TypeError as error:
         raise ValueError(f"detector {target!r} cannot be built: {error}") from error
-    if not isinstance(detector, Detector):
+    if not isinstance(detector, Detector | Rectifier):
         raise ValueError(f"{target!r} must return a Detector, got {shorten(repr(detector))}")
     return detector
 

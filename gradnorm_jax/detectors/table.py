@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
+from gradnorm_jax.detectors.classes import cadref, fdbd, nci, she
 from gradnorm_jax.detectors.curvature import (
     exgrad,
     feature_hessian,
@@ -14,20 +15,39 @@ from gradnorm_jax.detectors.curvature import (
     pnml,
     scod,
 )
+from gradnorm_jax.detectors.density import weiper
 from gradnorm_jax.detectors.detector import Detector
-from gradnorm_jax.detectors.feature import mahalanobis
+from gradnorm_jax.detectors.feature import (
+    mahalanobis,
+    mahalanobis_plus_plus,
+    relative_mahalanobis,
+    relative_mahalanobis_plus_plus,
+)
 from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
 from gradnorm_jax.detectors.grood import grood
+from gradnorm_jax.detectors.neighbors import knn, nnguide
 from gradnorm_jax.detectors.neurons import gsc, nac
-from gradnorm_jax.detectors.output import energy, msp, odin
+from gradnorm_jax.detectors.output import (
+    energy,
+    entropy,
+    gen,
+    kl_matching,
+    max_logit,
+    msp,
+    odin,
+    temperature_scaling,
+)
+from gradnorm_jax.detectors.rectified import ash_b, ash_p, ash_s, dice, optfs, react, scale, vra
+from gradnorm_jax.detectors.rectifier import Rectifier
+from gradnorm_jax.detectors.subspace import neco, residual, vim
 
 Space = Literal["output", "feature", "rectified", "gradient"]
 """What a score is made of: logits, features, both after a rectifier, or gradients."""
 
 
 class Row(NamedTuple):
-    """A detector that is known by name.
+    """A detector, or a rectifier of features, that is known by name.
 
     Attributes:
         build: the function that makes it, of its options.
@@ -36,7 +56,7 @@ class Row(NamedTuple):
         example: a value for each option without a default.
     """
 
-    build: Callable[..., Detector]
+    build: Callable[..., Detector | Rectifier]
     space: Space
     paper: str
     example: Mapping[str, Any] = MappingProxyType({})
@@ -46,12 +66,38 @@ _ROWS = (
     Row(msp, "output", "Hendrycks & Gimpel 2017, arXiv:1610.02136"),
     Row(odin, "output", "Liang et al. 2018, arXiv:1706.02690"),
     Row(energy, "output", "Liu et al. 2020, arXiv:2010.03759"),
+    Row(max_logit, "output", "Hendrycks et al. 2022, arXiv:1911.11132"),
+    Row(entropy, "output", "Hendrycks & Gimpel 2017, arXiv:1610.02136"),
+    Row(temperature_scaling, "output", "Guo et al. 2017, arXiv:1706.04599"),
+    Row(gen, "output", "Liu et al. 2023, CVPR"),
+    Row(kl_matching, "output", "Hendrycks et al. 2022, arXiv:1911.11132"),
+    Row(gini, "output", "Igoe et al. 2022, arXiv:2205.10439"),
     Row(mahalanobis, "feature", "Lee et al. 2018, arXiv:1807.03888"),
+    Row(relative_mahalanobis, "feature", "Ren et al. 2021, arXiv:2106.09022"),
+    Row(mahalanobis_plus_plus, "feature", "Mueller & Hein 2025, arXiv:2505.18032"),
+    Row(relative_mahalanobis_plus_plus, "feature", "Mueller & Hein 2025, arXiv:2505.18032"),
+    Row(knn, "feature", "Sun et al. 2022, arXiv:2204.06507"),
+    Row(nnguide, "feature", "Park et al. 2023, arXiv:2309.14888"),
+    Row(vim, "feature", "Wang et al. 2022, arXiv:2203.10807"),
+    Row(residual, "feature", "Wang et al. 2022, arXiv:2203.10807"),
+    Row(neco, "feature", "Ben Ammar et al. 2024, arXiv:2310.06823"),
+    Row(she, "feature", "Zhang et al. 2023, ICLR"),
+    Row(fdbd, "feature", "Liu & Qin 2024, arXiv:2312.11536"),
+    Row(nci, "feature", "Liu & Qin 2025, arXiv:2311.01479"),
+    Row(cadref, "feature", "Ling et al. 2025, CVPR"),
+    Row(weiper, "feature", "Granz et al. 2024, arXiv:2405.17164"),
+    Row(react, "rectified", "Sun et al. 2021, arXiv:2111.12797"),
+    Row(dice, "rectified", "Sun & Li 2022, arXiv:2111.09805"),
+    Row(ash_p, "rectified", "Djurisic et al. 2023, arXiv:2209.09858"),
+    Row(ash_b, "rectified", "Djurisic et al. 2023, arXiv:2209.09858"),
+    Row(ash_s, "rectified", "Djurisic et al. 2023, arXiv:2209.09858"),
+    Row(scale, "rectified", "Xu et al. 2024, arXiv:2310.00227"),
+    Row(vra, "rectified", "Xu et al. 2023, arXiv:2302.11716"),
+    Row(optfs, "rectified", "Zhao et al. 2024, arXiv:2402.00865"),
     Row(gradnorm, "gradient", "Huang et al. 2021, arXiv:2110.00218"),
     Row(feature_norm, "gradient", "Huang et al. 2021, arXiv:2110.00218"),
     Row(residual_norm, "gradient", "Huang et al. 2021, arXiv:2110.00218"),
-    Row(exgrad, "gradient", "Igoe et al. 2022, arXiv:2205.10439"),
-    Row(gini, "output", "Igoe et al. 2022, arXiv:2205.10439"),
+    Row(exgrad, "gradient", "Igoe et al. 2022, arXiv:2205.10439", {"sign": 1}),
     Row(fisher_trace, "gradient", "Sharma et al. 2021, arXiv:2102.12567"),
     Row(grad_uncertainty, "gradient", "Lee et al. 2023, arXiv:2304.02834"),
     Row(feature_hessian, "gradient", "arXiv:2606.29952"),

@@ -9,11 +9,14 @@ together, so the order in which ties are listed never matters.
 >>> metrics.auroc([3.0, 2.0, 2.0, 1.0], [2.0, 0.0])
 0.75
 >>> print(metrics.evaluate_scores(id_scores, ood_scores))  # all of them, with intervals
+>>> print(metrics.delong_test(id_a, ood_a, id_b, ood_b))  # is detector A better than B?
 
 Raised by all: ValueError if a set is empty, is not one-dimensional, or holds a score that is not
 finite.
 """
 
+from gradnorm_jax.metrics.best import Best, compare_with_best, holm
+from gradnorm_jax.metrics.comparison import Comparison
 from gradnorm_jax.metrics.intervals import Estimate, Metrics, evaluate_scores
 from gradnorm_jax.metrics.metrics import (
     aupr_in,
@@ -23,15 +26,29 @@ from gradnorm_jax.metrics.metrics import (
     fpr_at_tpr,
     threshold_at_tpr,
 )
+from gradnorm_jax.metrics.paired import (
+    auroc_covariance,
+    compare_scores,
+    delong_test,
+    fpr_test,
+)
 
 __all__ = [
+    "Best",
+    "Comparison",
     "Estimate",
     "Metrics",
     "aupr_in",
     "aupr_out",
     "auroc",
+    "auroc_covariance",
+    "compare_scores",
+    "compare_with_best",
+    "delong_test",
     "detection_error",
     "evaluate_scores",
     "fpr_at_tpr",
+    "fpr_test",
+    "holm",
     "threshold_at_tpr",
 ]

@@ -2,12 +2,14 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradnorm_jax.metrics import ranked
+from gradnorm_jax.metrics import influence, ranked, resampling
+from gradnorm_jax.metrics.influence import Influence, variance
 from gradnorm_jax.metrics.ranked import Ranking, rank, swap
 
 
@@ -65,16 +67,17 @@ def evaluate_scores(
 ) -> Metrics:
     """The metrics of one table cell with confidence intervals, from one sort.
 
-    The interval of the AUROC is DeLong's. The others are bias-corrected percentiles of a bootstrap
-    that resamples each set by itself. An interval shrinks to its value where the sets do not
-    overlap, and is [0, 1] where a set has a single score, which tells nothing about its spread.
+    The interval of the AUROC is DeLong's; that of AUPR is normal in its log-odds, and that of the
+    detection error normal, with the variance of the infinitesimal jackknife. Those of FPR95 are
+    bias-corrected percentiles of a bootstrap that resamples each set by itself. An interval shrinks
+    to its value where the sets do not overlap, and is [0, 1] where a set has a single score, which
+    tells nothing about its spread.
 
     Args:
         id_scores: `[N]`.
         ood_scores: `[M]`.
         confidence: coverage of the intervals, in (0, 1).
-        replicates: number of bootstrap replicates, at least 1; time is proportional to it, memory
-            does not depend on it.
+        replicates: number of bootstrap replicates, at least 1.
         seed: of the bootstrap; equal seeds give equal intervals, in whatever order scores come.
 
     Returns:
@@ -86,48 +89,68 @@ def evaluate_scores(
     References:
         DeLong, DeLong, Clarke-Pearson (1988), "Comparing the Areas under Two or More Correlated
         Receiver Operating Characteristic Curves".
+        Boyd, Eng, Page (2013), "Area under the Precision-Recall Curve: Point Estimates and
+        Confidence Intervals", for log-odds.
         Efron (1981), "Nonparametric Standard Errors and Confidence Intervals", section 7.
-        Sun, Xu (2014), "Fast Implementation of DeLong's Algorithm".
     """
+    check_options(confidence, replicates)
+    ranking = rank(id_scores, ood_scores)
+    swapped = swap(ranking)
+
+    def fpr(ranking: Ranking) -> Estimate:
+        value = ranked.fpr_at_tpr(ranking, 0.95)
+        resampled = resampling.fpr(ranking, 0.95, replicates, np.random.default_rng(seed))
+        return Estimate(value, *_percentiles(value, resampled, confidence))
+
+    metrics = Metrics(
+        auroc=_normal(ranking, ranked.auroc, influence.auroc, confidence),
+        aupr_in=_normal_in_log_odds(ranking, confidence),
+        aupr_out=_normal_in_log_odds(swapped, confidence),
+        fpr_at_95_tpr_id_positive=fpr(ranking),
+        fpr_at_95_tpr_ood_positive=fpr(swapped),
+        detection_error=_normal(
+            ranking, ranked.detection_error, influence.detection_error, confidence
+        ),
+    )
+    if min(ranking.id.sum(), ranking.ood.sum()) > 1:
+        return metrics
+    return Metrics(*(Estimate(metric.value, 0.0, 1.0) for metric in vars(metrics).values()))
+
+
+def check_options(confidence: float, replicates: int = 1) -> None:
+    """ValueError if they are out of range."""
     if not 0 < confidence < 1:
         raise ValueError(f"confidence must be between 0 and 1, got {confidence}")
     if replicates < 1:
         raise ValueError(f"replicates must be at least 1, got {replicates}")
-    ranking = rank(id_scores, ood_scores)
-    values = (ranked.auroc(ranking), *_metrics(ranking))
-    if min(ranking.id.sum(), ranking.ood.sum()) == 1:
-        return Metrics(*(Estimate(value, 0.0, 1.0) for value in values))
-    resampled = _bootstrap(ranking, replicates, seed).T
-    intervals = [
-        _delong(ranking, confidence),
-        *(_percentiles(*each, confidence) for each in zip(values[1:], resampled, strict=True)),
-    ]
-    return Metrics(*(Estimate(v, *ends) for v, ends in zip(values, intervals, strict=True)))
 
 
-def _metrics(ranking: Ranking) -> tuple[float, ...]:
-    """The values in the order of the fields of `Metrics`, of which the first is left out."""
-    swapped = swap(ranking)
-    return (
-        ranked.average_precision(ranking),
-        ranked.average_precision(swapped),
-        ranked.fpr_at_tpr(ranking, 0.95),
-        ranked.fpr_at_tpr(swapped, 0.95),
-        ranked.detection_error(ranking),
-    )
+def reach(confidence: float) -> float:
+    """How many standard deviations a normal interval extends to either side."""
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
-def _bootstrap(ranking: Ranking, replicates: int, seed: int) -> NDArray[np.float64]:
-    """`[replicates, metrics]`, each of a resampled ranking."""
-    rng = np.random.default_rng(seed)
-    size = ranking.id.size
-    positions = [np.repeat(np.arange(size), counts) for counts in ranking]
+def _normal(
+    ranking: Ranking,
+    metric: Callable[[Ranking], float],
+    influence_of: Callable[[Ranking], Influence],
+    confidence: float,
+) -> Estimate:
+    value = metric(ranking)
+    margin = reach(confidence) * math.sqrt(variance(ranking, influence_of(ranking)))
+    return Estimate(value, max(value - margin, 0.0), min(value + margin, 1.0))
 
-    def resample() -> Ranking:
-        draws = (each[rng.integers(each.size, size=each.size)] for each in positions)
-        return Ranking(*(np.bincount(draw, minlength=size) for draw in draws))
 
-    return np.array([_metrics(resample()) for _ in range(replicates)])
+def _normal_in_log_odds(ranking: Ranking, confidence: float) -> Estimate:
+    value = ranked.average_precision(ranking)
+    deviation = math.sqrt(variance(ranking, influence.average_precision(ranking)))
+    if value == 1 or math.isinf(deviation):
+        return Estimate(value, value, value)
+    log_odds = math.log(value / (1 - value))
+    margin = reach(confidence) * deviation / (value * (1 - value))
+    # The logistic function, which does not overflow so.
+    low, high = ((1 + math.tanh(x / 2)) / 2 for x in (log_odds - margin, log_odds + margin))
+    return Estimate(value, low, high)
 
 
 def _percentiles(
@@ -139,21 +162,6 @@ def _percentiles(
     # A fraction of exactly 0 or 1 is only known to within half a replicate.
     margin = 0.5 / resampled.size
     bias = normal.inv_cdf(float(np.clip(below, margin, 1 - margin)))
-    reach = normal.inv_cdf((1 + confidence) / 2)
-    low, high = np.quantile(resampled, [normal.cdf(2 * bias + z) for z in (-reach, reach)])
+    z = reach(confidence)
+    low, high = np.quantile(resampled, [normal.cdf(2 * bias + side) for side in (-z, z)])
     return float(low), float(high)
-
-
-def _delong(ranking: Ranking, confidence: float) -> tuple[float, float]:
-    """DeLong's interval of the AUROC, clipped to [0, 1]; both sets have at least two scores."""
-    variance = 0.0
-    for positive, negative in (ranking, swap(ranking)):
-        passed = negative.cumsum()
-        # For each positive, the fraction of negatives that it beats.
-        wins = 1 - (passed - negative / 2) / passed[-1]
-        count = positive.sum()
-        mean = (positive * wins).sum() / count
-        variance += (positive * (wins - mean) ** 2).sum() / (count - 1) / count
-    margin = NormalDist().inv_cdf((1 + confidence) / 2) * math.sqrt(variance)
-    value = ranked.auroc(ranking)
-    return max(value - margin, 0.0), min(value + margin, 1.0)

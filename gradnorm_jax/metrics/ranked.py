@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Counts = NDArray[np.int64]
+Scores = NDArray[np.float64]
 
 
 class Ranking(NamedTuple):
@@ -25,14 +26,19 @@ def rank(id_scores: ArrayLike, ood_scores: ArrayLike) -> Ranking:
     """The ranking of the scores `[N]` and `[M]`; ValueError if they are not fit to be ranked."""
     id_scores = check_scores("id_scores", id_scores)
     ood_scores = check_scores("ood_scores", ood_scores)
-    distinct, position = np.unique(-np.concatenate([id_scores, ood_scores]), return_inverse=True)
-    return Ranking(
-        np.bincount(position[: id_scores.size], minlength=distinct.size),
-        np.bincount(position[id_scores.size :], minlength=distinct.size),
-    )
+    return rank_inputs(id_scores, ood_scores)[0]
 
 
-def check_scores(name: str, scores: ArrayLike) -> NDArray[np.float64]:
+def rank_inputs(
+    id_scores: Scores, ood_scores: Scores
+) -> tuple[Ranking, NDArray[np.intp], NDArray[np.intp]]:
+    """The ranking, and where in it each ID input `[N]` and each OOD input `[M]` is."""
+    distinct, place = np.unique(-np.concatenate([id_scores, ood_scores]), return_inverse=True)
+    places = place[: id_scores.size], place[id_scores.size :]
+    return Ranking(*(np.bincount(each, minlength=distinct.size) for each in places)), *places
+
+
+def check_scores(name: str, scores: ArrayLike) -> Scores:
     """`scores` in float64; ValueError unless they are `[N]`, N >= 1, and finite."""
     array = np.asarray(scores).astype(np.float64)
     if array.ndim != 1:

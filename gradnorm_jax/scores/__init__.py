@@ -1,5 +1,6 @@
 """Pure score functions; in all of them higher means more in-distribution."""
 
+from gradnorm_jax.scores.classes import cadref, fdbd, nci, she
 from gradnorm_jax.scores.curvature import (
     exgrad,
     feature_hessian_trace,
@@ -7,7 +8,7 @@ from gradnorm_jax.scores.curvature import (
     gini,
     grad_uncertainty,
 )
-from gradnorm_jax.scores.feature import TiedGaussians, mahalanobis
+from gradnorm_jax.scores.feature import TiedGaussians, mahalanobis, relative_mahalanobis
 from gradnorm_jax.scores.gradient import (
     feature_norm,
     gradnorm,
@@ -27,27 +28,59 @@ from gradnorm_jax.scores.gradient_subspace import (
     gradpca_max,
 )
 from gradnorm_jax.scores.grood import GroodBank, Prototypes, grood, prototype_gradient
+from gradnorm_jax.scores.neighbors import knn, nnguide
 from gradnorm_jax.scores.neurons import NeuronCoverage, gsc, nac
-from gradnorm_jax.scores.output import energy, msp, odin
+from gradnorm_jax.scores.output import (
+    energy,
+    entropy,
+    gen,
+    kl_matching,
+    max_logit,
+    msp,
+    odin,
+)
 from gradnorm_jax.scores.posterior import HeadFisher, Leverage, fisher_mahalanobis, pnml, scod
+from gradnorm_jax.scores.rectify import (
+    ash_b,
+    ash_p,
+    ash_s,
+    optfs,
+    outputs_of,
+    react,
+    scale,
+    vra,
+)
+from gradnorm_jax.scores.subspace import Principal, Residual, neco, residual, vim
+from gradnorm_jax.scores.weiper import Densities, Perturbation, weiper
 
 __all__ = [
     "AverageGradients",
     "CellSubspace",
+    "Densities",
     "GroodBank",
     "HeadFisher",
     "Leverage",
     "NeuronCoverage",
+    "Perturbation",
+    "Principal",
     "Prototypes",
+    "Residual",
     "Subspace",
     "TiedGaussians",
+    "ash_b",
+    "ash_p",
+    "ash_s",
     "average_gradient",
+    "cadref",
     "energy",
+    "entropy",
     "exgrad",
+    "fdbd",
     "feature_hessian_trace",
     "feature_norm",
     "fisher_mahalanobis",
     "fisher_trace",
+    "gen",
     "gini",
     "grad_uncertainty",
     "gradnorm",
@@ -58,14 +91,30 @@ __all__ = [
     "gradpca_max",
     "grood",
     "gsc",
+    "kl_matching",
+    "knn",
     "mahalanobis",
+    "max_logit",
     "msp",
     "nac",
+    "nci",
+    "neco",
+    "nnguide",
     "odin",
     "one_hot_prediction",
+    "optfs",
+    "outputs_of",
     "pnml",
     "prototype_gradient",
+    "react",
+    "relative_mahalanobis",
+    "residual",
     "residual_norm",
+    "scale",
     "scod",
+    "she",
     "smoothed_prediction",
+    "vim",
+    "vra",
+    "weiper",
 ]

@@ -26,7 +26,7 @@ def she(features: ArrayLike, logits: ArrayLike, patterns: ArrayLike) -> jax.Arra
         Zhang et al. (2023), "Out-of-Distribution Detection based on In-Distribution Data Patterns
         Memorization with Modern Hopfield Energy", equation 8.
     """
-    rows, logits, patterns = _as_common(features, logits, patterns)
+    rows, logits, patterns = _as_common(features, logits, jnp.asarray(patterns))
     return (rows * patterns[logits.argmax(axis=1)]).sum(axis=1)
 
 
@@ -149,14 +149,13 @@ def cadref(
 
 
 def _as_common(
-    features: ArrayLike, logits: ArrayLike, weights: ArrayLike, *more: ArrayLike
+    features: ArrayLike, logits: ArrayLike, weights: jax.Array, *more: ArrayLike
 ) -> tuple[jax.Array, ...]:
     """All in one type; ValueError unless features `[B, D]`, logits `[B, C]`, weights `[C, D]`."""
     rows, logits = as_rows("features", features, "D"), as_rows("logits", logits, "C")
-    shape = jnp.shape(weights)
-    if len(rows) != len(logits) or shape != (logits.shape[1], rows.shape[1]):
+    if len(rows) != len(logits) or weights.shape != (logits.shape[1], rows.shape[1]):
         raise ValueError(
             f"features of shape {rows.shape} and logits of shape {logits.shape} do not go with "
-            f"{shape} weights or means of classes: they must be [B, D], [B, C] and [C, D]"
+            f"{weights.shape} weights or means of classes: they must be [B, D], [B, C] and [C, D]"
         )
     return to_common_dtype(rows, logits, weights, *more)

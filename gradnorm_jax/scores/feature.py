@@ -59,3 +59,28 @@ def mahalanobis(features: ArrayLike, gaussians: TiedGaussians) -> jax.Array:
         + (means**2).sum(axis=-1)[None]
     )
     return -jnp.maximum(squared.min(axis=-1), 0.0)
+
+
+def relative_mahalanobis(
+    features: ArrayLike, gaussians: TiedGaussians, background: TiedGaussians
+) -> jax.Array:
+    r"""Squared Mahalanobis distance to all training features minus that to the nearest class.
+
+    .. math:: S = (h - \mu)^T \Sigma_0^{-1} (h - \mu) - \min_c (h - \mu_c)^T \Sigma^{-1} (h - \mu_c)
+
+    Args:
+        features: `[B, D]`.
+        gaussians: of training features, from `tied_gaussians`.
+        background: the one Gaussian of all of them, from `background_gaussian`.
+
+    Returns:
+        `[B]`; higher is more in-distribution.
+
+    Raises:
+        ValueError: the features are not `[B, D]` with the D of the Gaussians.
+
+    References:
+        Ren, Fort, Liu, Roy, Padhy, Lakshminarayanan (2021), "A Simple Fix to Mahalanobis Distance
+        for Improving Near-OOD Detection". https://arxiv.org/abs/2106.09022
+    """
+    return mahalanobis(features, gaussians) - mahalanobis(features, background)

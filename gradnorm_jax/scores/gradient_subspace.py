@@ -10,6 +10,7 @@ from gradnorm_jax.numerics import divide_or_zero
 from gradnorm_jax.scores.arrays import (
     append_one,
     as_fitted_features,
+    as_matrix,
     as_outputs,
     check_width,
     project,
@@ -90,7 +91,7 @@ def gradorth(features: ArrayLike, logits: ArrayLike, basis: ArrayLike) -> jax.Ar
         is not public. As features are not centred and rectified ones point one way, V^T h is most
         of h, and the ranking nearly that of `gradnorm(ord=2)`.
     """
-    h, z, directions = as_outputs(features, logits, basis)
+    h, z, directions = as_outputs(features, logits, as_matrix("basis", basis, "D, K"))
     return jnp.sqrt(squared_norm(project(h, directions))) * residual_norm(z, ord=2)
 
 

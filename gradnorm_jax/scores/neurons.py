@@ -52,8 +52,8 @@ def nac(
         Detection and Generalization". https://arxiv.org/abs/2306.02879. The paper's results add
         inner layers; this is the last one alone.
     """
-    h, z, weights, (edges, usual, steepness) = as_outputs(features, logits, kernel, coverage)
-    z, weights = logits_and_kernel(z, weights)
+    z, weights = logits_and_kernel(logits, kernel)
+    h, z, weights, (edges, usual, steepness) = as_outputs(features, z, weights, coverage)
     check_width(h, len(weights))
     check_width(h, len(usual))
     gradient = project(softmax_minus_uniform(z), weights.T)
@@ -94,8 +94,7 @@ def gsc(
     """
     if not 0 <= fraction <= 1:
         raise ValueError(f"fraction must lie in [0, 1], got {fraction}")
-    h, z, weights = as_outputs(features, logits, kernel)
-    z, weights = logits_and_kernel(z, weights)
+    h, z, weights = as_outputs(features, *logits_and_kernel(logits, kernel))
     check_width(h, len(weights))
     count = math.ceil(fraction * len(weights))
     if not count:

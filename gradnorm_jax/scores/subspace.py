@@ -1,6 +1,6 @@
 """Scores by how much of a feature lies where training features do not vary."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,8 +18,8 @@ class Residual(NamedTuple):
         directions: `[D, R]`, orthonormal.
     """
 
-    origin: jax.Array
-    directions: jax.Array
+    origin: Any
+    directions: Any
 
 
 class Principal(NamedTuple):
@@ -31,9 +31,9 @@ class Principal(NamedTuple):
         directions: `[D, R]`, orthonormal, of the features after both.
     """
 
-    mean: jax.Array
-    scale: jax.Array
-    directions: jax.Array
+    mean: Any
+    scale: Any
+    directions: Any
 
 
 def residual(features: ArrayLike, space: Residual) -> jax.Array:

@@ -58,11 +58,9 @@ def average_gradients(sums: GradientSums) -> AverageGradients:
 
 def _none(rank: int, head: LinearHead) -> GradientSums:
     num_features, num_classes = head.kernel.shape
-    left, right = np.eye(num_features), np.eye(num_classes)
-    if rank < max(head.kernel.shape):
-        u, _, vt = np.linalg.svd(head.kernel, full_matrices=False)
-        left = u[:, :rank] if rank < num_features else left
-        right = vt[:rank].T if rank < num_classes else right
+    left, _, right = np.linalg.svd(head.kernel, full_matrices=False)
+    left = left[:, :rank] if rank < num_features else np.eye(num_features)
+    right = right[:rank].T if rank < num_classes else np.eye(num_classes)
     sums = np.zeros((num_classes, right.shape[1] * left.shape[1]))
     return GradientSums(right, left, np.zeros(num_classes), sums)
 

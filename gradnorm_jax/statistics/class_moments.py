@@ -8,7 +8,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from gradnorm_jax.scores.feature import TiedGaussians
-from gradnorm_jax.statistics.moments import Moments, merge_sums, principal_axes, unit
+from gradnorm_jax.statistics.moments import (
+    Moments,
+    covariance,
+    mean,
+    merge_sums,
+    principal_axes,
+    unit,
+)
 from gradnorm_jax.statistics.statistic import Examples, Statistic
 from gradnorm_jax.types import LinearHead
 
@@ -76,17 +83,32 @@ def tied_gaussians(moments: Moments, sums: ClassSums) -> TiedGaussians:
     means = class_means(sums)
     present = sums.counts > 0
     within = (moments.products - sums.sums[present].T @ means) / moments.num_images
-    variances, directions = principal_axes(within)
+    where = f"within {len(means)} classes, so they have no covariance: give more images per class"
+    return _whiten(moments, within, means, where)
+
+
+def background_gaussian(moments: Moments) -> TiedGaussians:
+    """The one Gaussian of all features, whatever their class, in the shape of `TiedGaussians`.
+
+    Raises:
+        ValueError: there are no images, or no feature varies.
+    """
+    means = mean(moments)[None]
+    return _whiten(moments, covariance(moments), means, "at all: give more images")
+
+
+def _whiten(moments: Moments, matrix: np.ndarray, means: np.ndarray, where: str) -> TiedGaussians:
+    """Gaussians of covariance `matrix` about `means` `[K, D]`, seen from the mean of all."""
+    variances, directions = principal_axes(matrix)
     # What the difference of sums above rounds away cannot be told from zero.
     largest = moments.products.diagonal().max() / moments.num_images
     kept = variances > largest * len(variances) * np.finfo(np.float64).eps
     if not kept.any():
         raise ValueError(
-            f"the features of {int(moments.num_images)} training images do not vary within "
-            f"{len(means)} classes, so they have no covariance: give more images per class"
+            f"the features of {int(moments.num_images)} training images do not vary {where}"
         )
     whitening = directions[:, kept] / np.sqrt(variances[kept])
-    centre = moments.sum / moments.num_images
+    centre = mean(moments)
     return TiedGaussians(
         jnp.asarray(centre), jnp.asarray(whitening), jnp.asarray((means - centre) @ whitening)
     )

@@ -11,6 +11,8 @@ from gradnorm_jax.scores.grood import GroodBank, Prototypes, prototype_gradient
 from gradnorm_jax.statistics.bank import Rows
 from gradnorm_jax.statistics.class_moments import ClassSums, class_means
 
+_gradients = jax.jit(prototype_gradient)
+
 
 def prototypes(sums: ClassSums, foreign: ArrayLike | None = None) -> Prototypes:
     """Class means of training features, and a prototype of what is foreign.
@@ -46,11 +48,10 @@ def grood_bank(rows: Rows, prototypes: Prototypes) -> GroodBank:
             "that labels are the network's classes"
         )
 
-    def gradient(row: jax.Array) -> jax.Array:
-        return prototype_gradient(row[None], prototypes)[0]
-
     # In blocks, as distances to all classes are [N, C].
-    return GroodBank(prototypes, jax.lax.map(gradient, jnp.asarray(features), batch_size=1024))
+    blocks = (features[start : start + 4096] for start in range(0, len(features), 4096))
+    gradients = [_gradients(block, prototypes) for block in blocks]
+    return GroodBank(prototypes, jnp.concatenate(gradients))
 
 
 def read_features(path: pathlib.Path) -> np.ndarray:
