@@ -61,13 +61,8 @@ def test_float32(build):
         assert_close(norms, reference.norms(gradients, order), 1e-5)
 
 
-QUICK = ["resnet20_cifar", "vit_ti16"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK)) for n in networks.TABLE],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.TABLE)
 def test_networks_known_by_name(name, x64):
     network = networks.of_table(name, jnp.float64)
     gradients = reference.gradients(network)
