@@ -174,7 +174,8 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _multiply(entry: ParameterUse, operands: Any) -> jax.Array:
     if entry.equation.primitive.name == "conv_general_dilated":
-        return convolution.convolve(*operands, entry.equation.params)
+        lhs, rhs = operands
+        return convolution.convolve(lhs, rhs, entry.equation.params)
     return entry.equation.primitive.bind(*operands, **entry.equation.params)
 
 
