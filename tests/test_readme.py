@@ -75,8 +75,8 @@ def test_the_commands_in_the_readme_are_understood():
     commands = re.findall(r"^ {4}gradnorm-jax evaluate (.*)", text, re.MULTILINE)
     assert len(commands) >= 4
     for command in commands:
-        arguments = shlex.split(command.replace("...", "--model m --id i --ood o=o --out runs"))
-        options = tyro.cli(EvaluateOptions, args=arguments)
+        line = command.replace("...", "--id i --ood o=o --out runs")
+        options = tyro.cli(EvaluateOptions, args=shlex.split(line, comments=True))
         assert options.out
         assert parse_detectors(sum(options.detectors, ()) or ("msp",))
 
