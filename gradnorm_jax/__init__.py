@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradnorm_jax import detectors, metrics, plots, scores, statistics
+    from gradnorm_jax import detectors, metrics, models, plots, scores, statistics
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from gradnorm_jax.tuning import Trial, Tuned, tune
     from gradnorm_jax.types import Head, LinearHead, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("detectors", "metrics", "plots", "scores", "statistics")
+_SUBMODULES = ("detectors", "metrics", "models", "plots", "scores", "statistics")
 _LAZY = {
     "Batch": "detectors",
     "DETECTORS": "detectors",
@@ -154,6 +154,7 @@ __all__ = [
     "kl_to_uniform",
     "mahalanobis",
     "metrics",
+    "models",
     "msp",
     "odin",
     "one_hot_prediction",
