@@ -18,7 +18,7 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
-from gradnorm_jax.convolution import lower_depthwise
+from gradnorm_jax.convolution import lower_convolutions
 
 try:
     import torch
@@ -92,7 +92,7 @@ def functions(convolution: Convolution, batch_size: int) -> dict[str, Callable[[
         program = jax.jit(function).lower(*operands).compile()
         return lambda: jax.block_until_ready(program(*operands))
 
-    columns = {"XLA": compiled(convolve), "gradnorm_jax": compiled(lower_depthwise(convolve))}
+    columns = {"XLA": compiled(convolve), "gradnorm_jax": compiled(lower_convolutions(convolve))}
     if torch is not None:
         x, weights = (torch.from_numpy(a) for a in (x, weights))
         image = x.permute(0, 3, 1, 2)
