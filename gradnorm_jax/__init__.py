@@ -8,13 +8,21 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradnorm_jax import detectors, metrics, plots, statistics
+    from gradnorm_jax import detectors, metrics, models, plots, scores, statistics
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
     from gradnorm_jax.data import array_stream, as_stream, batch_stream
     from gradnorm_jax.data.preprocess import Preprocess
-    from gradnorm_jax.detectors import DETECTORS, Batch, Detector, Fit, parse_detectors
+    from gradnorm_jax.detectors import (
+        DETECTORS,
+        Batch,
+        Detector,
+        Fit,
+        Rectifier,
+        compose,
+        parse_detectors,
+    )
     from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
     from gradnorm_jax.evaluation.records import Interrupted, Unfinished
     from gradnorm_jax.evaluation.report import Result
@@ -40,9 +48,10 @@ if TYPE_CHECKING:
         smoothed_prediction,
     )
     from gradnorm_jax.statistics import Examples, Statistic, tied_gaussians
+    from gradnorm_jax.tuning import Trial, Tuned, tune
     from gradnorm_jax.types import Head, LinearHead, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("detectors", "metrics", "plots", "statistics")
+_SUBMODULES = ("detectors", "metrics", "models", "plots", "scores", "statistics")
 _LAZY = {
     "Batch": "detectors",
     "DETECTORS": "detectors",
@@ -56,14 +65,18 @@ _LAZY = {
     "Model": "types",
     "Outputs": "types",
     "Preprocess": "data.preprocess",
+    "Rectifier": "detectors",
     "Result": "evaluation.report",
     "Statistic": "statistics",
+    "Trial": "tuning",
+    "Tuned": "tuning",
     "Unfinished": "evaluation.records",
     "Variables": "types",
     "array_stream": "data",
     "as_stream": "data",
     "batch_stream": "data",
     "combine_norms": "norms",
+    "compose": "detectors",
     "cross_entropy": "losses",
     "energy": "scores",
     "entrywise_norm": "norms",
@@ -91,6 +104,7 @@ _LAZY = {
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
     "tied_gaussians": "statistics",
+    "tune": "tuning",
 }
 """Where each public name is."""
 
@@ -109,8 +123,11 @@ __all__ = [
     "Model",
     "Outputs",
     "Preprocess",
+    "Rectifier",
     "Result",
     "Statistic",
+    "Trial",
+    "Tuned",
     "Unfinished",
     "Variables",
     "__version__",
@@ -118,6 +135,7 @@ __all__ = [
     "as_stream",
     "batch_stream",
     "combine_norms",
+    "compose",
     "cross_entropy",
     "detectors",
     "energy",
@@ -136,6 +154,7 @@ __all__ = [
     "kl_to_uniform",
     "mahalanobis",
     "metrics",
+    "models",
     "msp",
     "odin",
     "one_hot_prediction",
@@ -145,10 +164,12 @@ __all__ = [
     "per_example_reduce",
     "plots",
     "residual_norm",
+    "scores",
     "smoothed_prediction",
     "softmax_minus_uniform",
     "statistics",
     "tied_gaussians",
+    "tune",
 ]
 
 

@@ -32,7 +32,7 @@ class Contributions(NamedTuple):
     """What activations add to the logit of the predicted class, by how large they are.
 
     Attributes:
-        kernel: `[D, C]` float32, the last layer's.
+        kernel: `[D, C]`, the last layer's.
         sums: `[2^20]`, sum of w_i h_i over activations h_i by bucket, w the weights of the
             predicted class.
     """
@@ -67,7 +67,8 @@ def bucket_values() -> np.ndarray:
     """The middle of each bucket, `[2^20]`; zero for that which zero is in."""
     ordered = (np.arange(_BUCKETS, dtype=np.uint32) << _DROPPED) + (1 << (_DROPPED - 1))
     bits = np.where(ordered & _SIGN, ordered ^ _SIGN, ~ordered)
-    values = bits.view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # the last buckets are of NaN
+        values = bits.view(np.float32).astype(np.float64)
     values[buckets(0.0)] = 0.0
     return values
 
@@ -126,12 +127,12 @@ def _count(value: Histogram, examples: Examples) -> Histogram:
 
 
 def _no_contributions(head: LinearHead) -> Contributions:
-    return Contributions(np.asarray(head.kernel, np.float32), np.zeros(_BUCKETS))
+    return Contributions(np.asarray(head.kernel, np.float64), np.zeros(_BUCKETS))
 
 
 def _contribute(value: Contributions, examples: Examples) -> Contributions:
     weights = value.kernel.T[examples.logits.argmax(axis=1)]
-    products = np.asarray(weights, np.float64) * examples.features
+    products = weights * examples.features
     index = buckets(examples.features).reshape(-1)
     sums = value.sums + np.bincount(index, products.reshape(-1), _BUCKETS)
     return value._replace(sums=sums)

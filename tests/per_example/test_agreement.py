@@ -61,6 +61,14 @@ def test_float32(build):
         assert_close(norms, reference.norms(gradients, order), 1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.TABLE)
+def test_networks_known_by_name(name, x64):
+    network = networks.of_table(name, jnp.float64)
+    gradients = reference.gradients(network)
+    assert_close(per_example_grad_norms(*network), reference.norms(gradients, 1), 1e-10)
+
+
 @pytest.mark.parametrize("order", [0.5, 2, 3.5, np.inf])
 @pytest.mark.parametrize(
     "build", [networks.odd_convolutions, networks.vit, networks.embedding_tied_with_output]
