@@ -32,6 +32,9 @@ Parameters = dict[str, Any]
 
 Array = jax.Array | jax.ShapeDtypeStruct
 
+_MANY_OFFSETS = 64
+"""As many products take seconds to compile, once for each layer and derivative."""
+
 
 class Geometry(NamedTuple):
     """A convolution in the order `[N, *space, C]`, with a kernel `[*space, C / groups, O]`.
@@ -58,44 +61,47 @@ def convolve(lhs: jax.Array, rhs: jax.Array, parameters: Parameters) -> jax.Arra
         return plain(lhs, rhs)
     # Differentiated, the shifted inputs are made again: kept, they are as many as the offsets.
     products = functools.partial(_sum_of_products, parameters=parameters)
-    products = jax.checkpoint(products, prevent_cse=False)
-    return lax.platform_dependent(lhs, rhs, cpu=products, default=plain)
+    recomputed = jax.checkpoint(products, prevent_cse=False)
+    return lax.platform_dependent(lhs, rhs, cpu=recomputed, default=plain)
 
 
 def is_depthwise(lhs: Array, rhs: Array, parameters: Parameters) -> bool:
-    """Whether each channel of the input is convolved by itself.
+    """Whether each channel of the input is convolved by itself, with a kernel of usual size.
 
     XLA for CPUs takes 5 to 40 times as long for these convolutions as for their products.
     """
-    channels = lhs.shape[parameters["dimension_numbers"].lhs_spec[1]]
+    numbers = parameters["dimension_numbers"]
+    channels = lhs.shape[numbers.lhs_spec[1]]
     return (
         1 < channels == parameters["feature_group_count"]
+        and math.prod(rhs.shape[axis] for axis in numbers.rhs_spec[2:]) <= _MANY_OFFSETS
         and parameters["batch_group_count"] == 1
         and all(jnp.issubdtype(operand.dtype, jnp.floating) for operand in (lhs, rhs))
     )
 
 
-def fast(function: Callable[..., Any]) -> Callable[..., Any]:
+def lower_depthwise(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` with its depthwise convolutions done by `convolve`, wherever they are in it."""
 
     @functools.wraps(function)
-    def fast_function(*arguments: Any) -> Any:
+    def lowered(*arguments: Any) -> Any:
         program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
-        results = eval_jaxpr(program, fast_rule, *jax.tree.leaves(arguments))
+        results = eval_jaxpr(program, depthwise_rule, *jax.tree.leaves(arguments))
         return jax.tree.unflatten(jax.tree.structure(shapes), results)
 
-    return fast_function
+    return lowered
 
 
-def fast_rule(equation: core.JaxprEqn) -> Rule | None:
+def depthwise_rule(equation: core.JaxprEqn) -> Rule | None:
     """The rule `convolve` for depthwise convolutions, those in loops and branches included."""
-    return everywhere(_depthwise_rule)(equation)
+    return everywhere(_convolve_rule)(equation)
 
 
-def _depthwise_rule(equation: core.JaxprEqn) -> Rule | None:
+def _convolve_rule(equation: core.JaxprEqn) -> Rule | None:
     if equation.primitive.name != "conv_general_dilated":
         return None
-    if not is_depthwise(*map(shape_of, equation.invars), equation.params):
+    lhs, rhs = map(shape_of, equation.invars)
+    if not is_depthwise(lhs, rhs, equation.params):
         return None
     return functools.partial(convolve, parameters=equation.params)
 

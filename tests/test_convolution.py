@@ -10,7 +10,7 @@ from flax import linen as nn
 from jax import lax
 
 from gradnorm_jax.adapters.linen import from_linen
-from gradnorm_jax.convolution import fast, is_depthwise
+from gradnorm_jax.convolution import is_depthwise, lower_depthwise
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CNHW", "HWOI", "NHWC")]
 
@@ -61,7 +61,7 @@ def test_values_and_gradients(layout, case, x64):
         y, pull_back = jax.vjp(function, x, kernel)
         return y, pull_back(jnp.cos(y))
 
-    products = functools.partial(value_and_gradients, fast(plain))
+    products = functools.partial(value_and_gradients, lower_depthwise(plain))
     expected = jax.jit(functools.partial(value_and_gradients, plain))(x, kernel)
     assert count(products, x, kernel) == 0
     actual = jax.jit(products)(x, kernel)
@@ -75,7 +75,7 @@ def test_bfloat16_is_summed_in_float32():
     options = {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 4}
     function = functools.partial(convolve, dimension_numbers=LAYOUTS[0], **options)
     exact = function(x.astype(jnp.float32), kernel.astype(jnp.float32))
-    result = fast(function)(x, kernel)
+    result = lower_depthwise(function)(x, kernel)
     assert result.dtype == jnp.bfloat16
     np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
 
@@ -90,7 +90,7 @@ def test_other_convolutions_are_left_alone(groups, channels):
         dimension_numbers=LAYOUTS[0],
         feature_group_count=groups,
     )
-    assert str(jax.make_jaxpr(fast(function))(x, kernel)) == str(
+    assert str(jax.make_jaxpr(lower_depthwise(function))(x, kernel)) == str(
         jax.make_jaxpr(function)(x, kernel)
     )
 
@@ -104,7 +104,7 @@ def test_integers_are_left_alone():
 
 def test_other_platforms_keep_the_convolution():
     x, kernel = operands(LAYOUTS[0], 1, jnp.float32)
-    function = fast(
+    function = lower_depthwise(
         functools.partial(
             convolve,
             window_strides=(1, 1),

@@ -9,7 +9,7 @@ from jax.extend import core
 
 from gradnorm_jax.adapters.frames import Frame
 from gradnorm_jax.adapters.head import Layer
-from gradnorm_jax.convolution import fast_rule
+from gradnorm_jax.convolution import depthwise_rule
 from gradnorm_jax.jaxprs import Program, Rule, eval_jaxpr, own_rule
 
 
@@ -55,6 +55,6 @@ def _run(program: Program, calls: Sequence[Frame], layer: Layer, *operands: Any)
             return functools.partial(enter, equation)
         if not calls and equation is layer.output.equation:
             return functools.partial(capture, equation)
-        return fast_rule(equation)
+        return depthwise_rule(equation)
 
     return [*eval_jaxpr(program, rule_for, *operands), *captured]
