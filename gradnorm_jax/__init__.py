@@ -8,10 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradnorm_jax import detectors, metrics, plots, statistics
+    from gradnorm_jax import calibration, detectors, metrics, plots, statistics
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
+    from gradnorm_jax.calibration import benjamini_hochberg, conformal_p_values
+    from gradnorm_jax.calibration.calibrated import Calibrated, Decision, calibrate
+    from gradnorm_jax.calibration.detector_file import load_detector, save_detector
     from gradnorm_jax.data import array_stream, as_stream, batch_stream
     from gradnorm_jax.data.preprocess import Preprocess
     from gradnorm_jax.detectors import DETECTORS, Batch, Detector, Fit, parse_detectors
@@ -42,10 +45,12 @@ if TYPE_CHECKING:
     from gradnorm_jax.statistics import Examples, Statistic, tied_gaussians
     from gradnorm_jax.types import Head, LinearHead, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("detectors", "metrics", "plots", "statistics")
+_SUBMODULES = ("calibration", "detectors", "metrics", "plots", "statistics")
 _LAZY = {
     "Batch": "detectors",
+    "Calibrated": "calibration.calibrated",
     "DETECTORS": "detectors",
+    "Decision": "calibration.calibrated",
     "Detector": "detectors",
     "Examples": "statistics",
     "Fit": "detectors",
@@ -63,7 +68,10 @@ _LAZY = {
     "array_stream": "data",
     "as_stream": "data",
     "batch_stream": "data",
+    "benjamini_hochberg": "calibration",
+    "calibrate": "calibration.calibrated",
     "combine_norms": "norms",
+    "conformal_p_values": "calibration",
     "cross_entropy": "losses",
     "energy": "scores",
     "entrywise_norm": "norms",
@@ -79,6 +87,7 @@ _LAZY = {
     "gradnorm_of_parameters": "scores",
     "head_parameters": "types",
     "kl_to_uniform": "losses",
+    "load_detector": "calibration.detector_file",
     "mahalanobis": "scores",
     "msp": "scores",
     "odin": "scores",
@@ -88,6 +97,7 @@ _LAZY = {
     "per_example_grads": "per_example",
     "per_example_reduce": "per_example",
     "residual_norm": "scores",
+    "save_detector": "calibration.detector_file",
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
     "tied_gaussians": "statistics",
@@ -99,6 +109,8 @@ __version__ = "0.1.0"
 __all__ = [
     "DETECTORS",
     "Batch",
+    "Calibrated",
+    "Decision",
     "Detector",
     "Examples",
     "Fit",
@@ -117,7 +129,11 @@ __all__ = [
     "array_stream",
     "as_stream",
     "batch_stream",
+    "benjamini_hochberg",
+    "calibrate",
+    "calibration",
     "combine_norms",
+    "conformal_p_values",
     "cross_entropy",
     "detectors",
     "energy",
@@ -134,6 +150,7 @@ __all__ = [
     "gradnorm_of_parameters",
     "head_parameters",
     "kl_to_uniform",
+    "load_detector",
     "mahalanobis",
     "metrics",
     "msp",
@@ -145,6 +162,7 @@ __all__ = [
     "per_example_reduce",
     "plots",
     "residual_norm",
+    "save_detector",
     "smoothed_prediction",
     "softmax_minus_uniform",
     "statistics",
