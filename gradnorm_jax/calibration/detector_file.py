@@ -36,7 +36,8 @@ from gradnorm_jax.references import is_reference
 from gradnorm_jax.tree import get_leaf, leaves_by_name
 from gradnorm_jax.types import Model, Outputs, linear_head
 
-FORMAT = "gradnorm_jax detector"
+HEADER = "gradnorm_jax.detector"
+"""The entry of the header that tells everything."""
 VERSION = 1
 
 _SCORES, _STATE, _WEIGHTS = "calibration_scores", "state/", "weights/"
@@ -315,7 +316,7 @@ def _check_state(fitted: Fitted, preprocess: Prepare) -> None:
         batch: Any = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
     elif detector.needs != "network" and fitted.model.head is not None:
         kernel = jax.eval_shape(lambda model: linear_head(model).kernel, fitted.model)
-        rows = (jax.ShapeDtypeStruct((2, n), jnp.float32) for n in kernel.shape)
+        rows: Any = [jax.ShapeDtypeStruct((2, n), jnp.float32) for n in kernel.shape]
         batch = Batch(None, Outputs(*rows))
     else:
         return  # the shape of its inputs is not known
@@ -348,13 +349,13 @@ def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _encode(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
     with needs_extra("data", "detector files"):
         import safetensors.numpy  # noqa: F401
-    text = json.dumps(facts, allow_nan=False)
-    digest = _digest(text, arrays)
-    return encode_arrays(arrays, {"format": FORMAT, "detector": text, "sha256": digest})
+    # In one entry, because safetensors does not keep the order of several.
+    header = json.dumps({"sha256": _digest(facts, arrays), **facts}, allow_nan=False)
+    return encode_arrays(arrays, {HEADER: header})
 
 
-def _digest(text: str, arrays: Mapping[str, np.ndarray]) -> str:
-    return hash_arrays(dict(sorted(arrays.items())), text)
+def _digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    return hash_arrays(dict(sorted(arrays.items())), json.dumps(facts, sort_keys=True))
 
 
 def _decode(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -364,13 +365,13 @@ def _decode(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         arrays = decode_arrays(content)
         size = int.from_bytes(content[:8], "little")
         metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        if metadata.get("format") != FORMAT:
+        if HEADER not in metadata:
             raise ValueError("it holds no detector")
-        if metadata["sha256"] != _digest(metadata["detector"], arrays):
+        facts = json.loads(metadata[HEADER])
+        if facts.pop("sha256") != _digest(facts, arrays):
             raise ValueError("it is not what was written")
-        facts = json.loads(metadata["detector"])
-        if isinstance(facts, dict) and facts.get("version") not in (None, VERSION):
-            raise ValueError(f"it is of version {facts['version']}, and this reads {VERSION}")
+        if facts.get("version") != VERSION:
+            raise ValueError(f"it is of version {facts.get('version')}, and this reads {VERSION}")
         _check_facts(facts)
         if _SCORES not in arrays:
             raise ValueError("it holds no calibration scores")
@@ -380,8 +381,8 @@ def _decode(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     return facts, arrays
 
 
-def _check_facts(facts: Any) -> None:
-    if not isinstance(facts, dict) or facts.keys() != _FACTS.keys():
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    if facts.keys() != _FACTS.keys():
         raise ValueError("its header tells other things than it should")
     for name, kinds in _FACTS.items():
         if type(facts[name]) not in kinds:

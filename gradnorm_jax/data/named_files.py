@@ -99,7 +99,7 @@ def _collate(
         data=data,
         mask=mask,
         positions=number * batch_size + used,
-        ids=[str(files[row]) for row in used],
+        ids=[str(file) for file, is_used in zip(files, mask, strict=False) if is_used],
         labels=np.full(len(used), UNKNOWN, np.int32),
         excluded=excluded,
     )
