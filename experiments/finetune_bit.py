@@ -24,9 +24,9 @@ import optax
 import tyro
 from flax import traverse_util
 
-from experiments import training
+from experiments import runs, training
 from experiments.training import Metrics, TrainState
-from gradnorm_jax.data.images import decode_rgb
+from gradnorm_jax.data.images import BadImage, decode_rgb
 from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, resize
 from gradnorm_jax.data.source import Record, Source
@@ -95,7 +95,7 @@ def train(options: Options) -> TrainState:
         state,
         options.crop,
         id_data=options.test,
-        ood_data=dict(each.partition("=")[::2] for each in options.ood),
+        ood_data=training.parse_sets(options.ood),
         detectors=options.detectors,
         preprocess=preprocess,
     )
@@ -113,7 +113,7 @@ def train(options: Options) -> TrainState:
         return state, training.mean_metrics(collected) | evaluate(state)
 
     rounds = -(-options.steps // every)
-    state = training.run_rounds(state, rounds, run_round, options.out, options)
+    state = runs.run_rounds(state, rounds, run_round, options.out, options)
     training.export(state, architecture.name, options.out)
     return state
 
@@ -130,12 +130,18 @@ def make_schedule(options: Options) -> optax.Schedule:
 
 
 def init_variables(options: Options, architecture: Architecture) -> dict[str, Any]:
-    """Variables with the weights that are given, and a last layer of zeros."""
+    """Variables with the weights that are given, and a last layer of zeros.
+
+    Raises:
+        ValueError: the network has no linear last layer.
+    """
     network, head = architecture.build(options.num_classes), architecture.head
+    if head is None:
+        raise ValueError(f"{architecture.name} has no linear last layer; choose another --model")
     images = jnp.zeros((1, options.crop, options.crop, 3))
     variables = dict(jax.jit(network.init)(jax.random.key(options.seed), images))
     params = traverse_util.flatten_dict(variables["params"])
-    last = {path: jnp.zeros_like(params[path]) for path in (head.kernel, head.bias)}
+    last = {path: jnp.zeros_like(params[path]) for path in (head.kernel, head.bias) if path}
     if options.weights is not None:
         loaded = load_model(options.model, options.weights)
         params = traverse_util.flatten_dict(loaded.params)
@@ -163,23 +169,34 @@ def read_batches(
     """
     size = options.batch_size
     epochs = -(-options.steps * size // len(source))
+    decode = functools.partial(_decode, preprocess=preprocess, num_classes=options.num_classes)
     dataset = (
         grain.MapDataset.source(source)
         .seed(options.seed)
         .shuffle()
         .repeat(epochs)
         .slice(slice(steps.start * size, steps.stop * size))
-        .map(functools.partial(_decode, preprocess=preprocess))
+        .map(decode)
     )
     reading = grain.ReadOptions(num_threads=available_cpus(), prefetch_buffer_size=2 * size)
     yield from dataset.to_iter_dataset(reading).batch(size)
 
 
-def _decode(record: Record, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    return preprocess.pixels(decode_rgb(record.data)), np.int32(record.label)
+def _decode(
+    record: Record, preprocess: Preprocess, num_classes: int
+) -> tuple[np.ndarray, np.int32]:
+    if not 0 <= record.label < num_classes:
+        raise ValueError(
+            f"{record.id} has label {record.label}; labels must be 0 to {num_classes - 1} "
+            "(--num-classes)"
+        )
+    try:
+        return preprocess.pixels(decode_rgb(record.data)), np.int32(record.label)
+    except BadImage as error:
+        raise ValueError(f"{record.id} cannot be used: {error}; remove it") from error
 
 
 if __name__ == "__main__":
     options = tyro.cli(Options)
     train(options)
-    training.plot_history(options.out)
+    runs.plot_history(options.out)

@@ -20,12 +20,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyarrow.parquet
 import tyro
 from flax import linen as nn
 
-from experiments import training
+import gradnorm_jax as gj
+from experiments import runs, training
 from experiments.training import Metrics, TrainState
-from gradnorm_jax.data.preprocess import get_preprocess, scale
+from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, scale
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.data.source import Record, hash_records
 from gradnorm_jax.models import get_architecture
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, replicated
 
@@ -76,6 +80,47 @@ class Options:
     seed: int = 0
 
 
+class ParquetSource:
+    """The encoded images of a Parquet file, or folder of such, with columns `image` and `label`."""
+
+    ignored = ()
+
+    def __init__(self, path: str | Path) -> None:
+        """Reads the file, not yet its images."""
+        table = pyarrow.parquet.read_table(path, columns=["image", "label"]).combine_chunks()
+        self.name = Path(path).name
+        self._images, self._labels = table["image"], table["label"].to_numpy()
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int, /) -> Record:
+        return Record(str(index), int(self._labels[index]), self._images[index].as_py())
+
+    def fingerprint(self) -> str:
+        """A hash of all images and labels."""
+        return hash_records(self.name, (self[index] for index in range(len(self))))
+
+
+def read_images(spec: str, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
+    """All pixels `[N, H, W, 3]` uint8 and labels `[N]` of a data set that fits into memory.
+
+    Args:
+        spec: a path that ends in `.parquet`, or whatever `gradnorm_jax.evaluate` reads by name: a
+            folder of images, `csv:FILE`, `tfds:NAME:SPLIT`.
+        preprocess: decides their size.
+
+    Raises:
+        ValueError: an image cannot be decoded.
+    """
+    source = ParquetSource(spec) if spec.endswith(".parquet") else spec
+    batches = list(gj.as_stream(source, preprocess).batches(BatchSchedule(1000)))
+    for excluded in (each for batch in batches for each in batch.excluded):
+        raise ValueError(f"{spec}: {excluded.id} cannot be used: {excluded.reason}; remove it")
+    pixels = np.concatenate([batch.data[batch.mask] for batch in batches])
+    return pixels, np.concatenate([batch.labels for batch in batches])
+
+
 class Data(NamedTuple):
     """Pixels `[N, 32, 32, 3]` uint8 and labels `[N]` of the sets of a run."""
 
@@ -87,20 +132,27 @@ class Data(NamedTuple):
 def read_data(options: Options) -> Data:
     """Decodes all images once."""
     preprocess = get_preprocess(get_architecture(options.model).preprocess)
-    read = functools.partial(training.read_images, preprocess=preprocess)
-    pairs = (each.partition("=")[::2] for each in options.ood)
-    return Data(
-        read(options.train), read(options.test), {name: read(spec)[0] for name, spec in pairs}
-    )
+    read = functools.partial(read_images, preprocess=preprocess)
+    ood = {name: read(spec)[0] for name, spec in training.parse_sets(options.ood).items()}
+    return Data(read(options.train), read(options.test), ood)
 
 
 def train(options: Options, data: Data) -> TrainState:
-    """Trains and evaluates; leaves checkpoints, metrics by epoch, and weights."""
+    """Trains and evaluates; leaves checkpoints, metrics by epoch, and weights.
+
+    Raises:
+        ValueError: there are fewer images than one batch takes, an image has no label, or `out`
+            holds another run.
+    """
     architecture, count = get_architecture(options.model), len(data.train[1])
     preprocess = get_preprocess(architecture.preprocess)
     classes = int(data.train[1].max()) + 1
     network = architecture.build(classes, dtype=jnp.dtype(options.dtype))
     steps = count // options.batch_size
+    if data.train[1].min(initial=0) < 0:
+        raise ValueError(f"{options.train} has images without label; give a class to all")
+    if not steps:
+        raise ValueError(f"{count} images are less than one batch of {options.batch_size}")
     rate = make_schedule(options, steps * options.epochs)
     optimizer = training.make_optimizer(options.optimizer, rate, options.weight_decay)
     state = init_state(network, optimizer, options.seed)
@@ -137,7 +189,7 @@ def train(options: Options, data: Data) -> TrainState:
             metrics |= evaluate(state)
         return state, metrics
 
-    state = training.run_rounds(state, options.epochs, run_epoch, options.out, options)
+    state = runs.run_rounds(state, options.epochs, run_epoch, options.out, options)
     training.export(state, architecture.name, options.out)
     return state
 
@@ -164,4 +216,4 @@ def make_schedule(options: Options, steps: int) -> optax.Schedule:
 if __name__ == "__main__":
     options = tyro.cli(Options)
     train(options, read_data(options))
-    training.plot_history(options.out)
+    runs.plot_history(options.out)

@@ -1,69 +1,28 @@
-"""What the training recipes share: images in memory, the state, the step, runs that resume."""
+"""What the training recipes share: optimiser, state, step, augmentation, evaluation."""
 
-import dataclasses
-import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
-import orbax.checkpoint as ocp
-import pyarrow.parquet
 from flax import linen as nn
 from flax.training import train_state
 
 import gradnorm_jax as gj
 from gradnorm_jax.data.preprocess import Preprocess, scale
-from gradnorm_jax.data.schedule import BatchSchedule
-from gradnorm_jax.data.source import Record, hash_records
 from gradnorm_jax.models import save_weights
 
 Metrics = dict[str, float]
-OPTIONS, HISTORY = "options.json", "history.jsonl"
 
 
-class ParquetSource:
-    """The encoded images of a Parquet file, or folder of such, with columns `image` and `label`."""
-
-    ignored = ()
-
-    def __init__(self, path: str | Path) -> None:
-        """Reads the file, not yet its images."""
-        table = pyarrow.parquet.read_table(path, columns=["image", "label"]).combine_chunks()
-        self.name = Path(path).name
-        self._images, self._labels = table["image"], table["label"].to_numpy()
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int, /) -> Record:
-        return Record(str(index), int(self._labels[index]), self._images[index].as_py())
-
-    def fingerprint(self) -> str:
-        """A hash of all images and labels."""
-        return hash_records(self.name, (self[index] for index in range(len(self))))
-
-
-def read_images(spec: str, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
-    """All pixels `[N, H, W, 3]` uint8 and labels `[N]` of a data set that fits into memory.
-
-    Args:
-        spec: a path that ends in `.parquet`, or whatever `gradnorm_jax.evaluate` reads by name: a
-            folder of images, `csv:FILE`, `tfds:NAME:SPLIT`.
-        preprocess: decides their size.
-
-    Raises:
-        ValueError: an image cannot be decoded.
-    """
-    source = ParquetSource(spec) if spec.endswith(".parquet") else spec
-    batches = list(gj.as_stream(source, preprocess).batches(BatchSchedule(1000)))
-    for excluded in (each for batch in batches for each in batch.excluded):
-        raise ValueError(f"{spec}: {excluded.id} cannot be used: {excluded.reason}; remove it")
-    pixels = np.concatenate([batch.data[batch.mask] for batch in batches])
-    return pixels, np.concatenate([batch.labels for batch in batches])
+def parse_sets(specs: Sequence[str]) -> dict[str, str]:
+    """Data by the name of their set, of NAME=DATA; ValueError for what is written otherwise."""
+    for spec in specs:
+        if not all(spec.partition("=")):
+            raise ValueError(f"cannot read OOD set {spec!r}; write NAME=DATA")
+    return dict(spec.split("=", 1) for spec in specs)
 
 
 class TrainState(train_state.TrainState):
@@ -199,90 +158,7 @@ def ood_metrics(result: gj.Result) -> Metrics:
     return metrics
 
 
-def run_rounds(
-    state: TrainState,
-    rounds: int,
-    run_round: Callable[[TrainState, int], tuple[TrainState, Metrics]],
-    folder: Path,
-    options: Any,
-) -> TrainState:
-    """Trains in rounds, and resumes after the last one that a killed run has kept.
-
-    After each round `folder` holds a checkpoint and a line of metrics. Where a round is a function
-    of the state and its number alone, a resumed run is an undisturbed one, bit for bit.
-
-    Args:
-        state: before the first round; it also says how arrays are spread over devices.
-        rounds: how many.
-        run_round: `(state, round) -> (state, metrics)`.
-        folder: new, empty, or of the same run.
-        options: a dataclass of all that decides the results.
-
-    Raises:
-        ValueError: the folder holds a run with other options.
-    """
-    claim(folder, options)
-    manager = ocp.CheckpointManagerOptions(max_to_keep=1)
-    with ocp.CheckpointManager((folder / "checkpoints").absolute(), options=manager) as checkpoints:
-        done = checkpoints.latest_step() or 0
-        if done:
-            state = checkpoints.restore(done, args=ocp.args.StandardRestore(state))
-        history = read_history(folder)[:done]
-        for number in range(done, rounds):
-            state, metrics = run_round(state, number)
-            history.append({"round": number + 1, **metrics})
-            print(f"{number + 1}/{rounds}", *_format(metrics), sep="  ", flush=True)
-            lines = "".join(json.dumps(line) + "\n" for line in history)
-            (folder / HISTORY).write_text(lines)
-            checkpoints.save(number + 1, args=ocp.args.StandardSave(state))
-    return state
-
-
-def claim(folder: Path, options: Any) -> None:
-    """Writes the options of a run into its folder, or raises ValueError if it holds others."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / OPTIONS
-    mine = json.loads(json.dumps(dataclasses.asdict(options), default=str))
-    if not file.exists():
-        file.write_text(json.dumps(mine, indent=2))
-        return
-    theirs = json.loads(file.read_text())
-    if differing := [key for key in mine | theirs if mine.get(key) != theirs.get(key)]:
-        listed = ", ".join(f"{key} {theirs.get(key)!r}" for key in differing)
-        raise ValueError(f"{folder} holds a run with {listed}; choose another --out")
-
-
-def read_history(folder: Path) -> list[dict[str, float]]:
-    """The metrics of each round so far."""
-    file = folder / HISTORY
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
 def export(state: TrainState, name: str, folder: Path) -> None:
     """Writes `weights.npz`, which `gradnorm-jax evaluate` reads as those of the network `name`."""
     statistics = {"batch_stats": state.batch_stats} if state.batch_stats else None
     save_weights(state.params, name, folder / "weights.npz", state=statistics)
-
-
-def plot_history(folder: Path) -> None:
-    """Draws `curve.png`: what the history of a run holds, by round, in two panels."""
-    from matplotlib.figure import Figure
-
-    history = read_history(folder)
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for name in dict.fromkeys(name for line in history for name in line if name != "round"):
-        if name.endswith("/fpr95"):
-            continue
-        points = [(line["round"], line[name]) for line in history if name in line]
-        panels[int("/" in name)].plot(*zip(*points, strict=True), label=name, marker=".")
-    for panel in panels:
-        panel.set_xlabel("Round")
-        if panel.lines:
-            panel.legend(fontsize="x-small")
-    figure.savefig(folder / "curve.png", dpi=150)
-
-
-def _format(metrics: Metrics) -> Iterator[str]:
-    for name, value in metrics.items():
-        yield f"{name} {value:.4f}"

@@ -14,14 +14,14 @@ import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import optax
 import tyro
 
 import gradnorm_jax as gj
-from experiments import train_cifar, training
+from experiments import runs, train_cifar, training
 from experiments.training import Metrics
 from gradnorm_jax.cli import demo, demo_data
 from gradnorm_jax.evaluation.report import Table, to_markdown
@@ -29,13 +29,13 @@ from gradnorm_jax.evaluation.report import Table, to_markdown
 DETECTORS = ("msp", "energy", "gradnorm")
 WEIGHT_DECAY = 1e-4
 # Where each is commonly started; neither was tuned.
-RATES = {"sgd": 0.1, "adam": 1e-3}
+RATES: dict[Literal["sgd", "adam"], float] = {"sgd": 0.1, "adam": 1e-3}
 
 
 class Recipe(NamedTuple):
     """How a network is trained."""
 
-    optimizer: str
+    optimizer: Literal["sgd", "adam"]
     weight_decay: float
 
     @property
@@ -114,12 +114,12 @@ def cifar(
     def run(recipe: Recipe, seed: int) -> Metrics:
         chosen = options(recipe, seed)
         train_cifar.train(chosen, data)
-        return training.read_history(chosen.out)[-1]
+        return runs.read_history(chosen.out)[-1]
 
     _run_all(run, out, seeds, process)
 
 
-def _run_all(run: Callable[[Recipe, int], Metrics], out: Path, seeds: int, process: str) -> None:
+def _run_all(train: Callable[[Recipe, int], Metrics], out: Path, seeds: int, process: str) -> None:
     """Carries out this process's share of what is missing; prints the table if all is there."""
     out.mkdir(parents=True, exist_ok=True)
     index, count = map(int, process.split("/"))
@@ -128,19 +128,19 @@ def _run_all(run: Callable[[Recipe, int], Metrics], out: Path, seeds: int, proce
     files = {pair: out / f"{_name(*pair)}.json" for pair in pairs}
     for pair in pairs[index::count]:
         if not files[pair].exists():
-            files[pair].write_text(json.dumps(run(*pair)))
+            files[pair].write_text(json.dumps(train(*pair)))
     if all(file.exists() for file in files.values()):
         print(to_markdown(table({pair: json.loads(f.read_text()) for pair, f in files.items()}), 2))
 
 
-def table(runs: dict[tuple[Recipe, int], Metrics]) -> Table:
+def table(metrics: dict[tuple[Recipe, int], Metrics]) -> Table:
     """A row for each recipe and detector, AUROC / FPR95 in percent of each OOD set."""
     names = list(
-        dict.fromkeys(key.split("/")[1] for key in next(iter(runs.values())) if "/" in key)
+        dict.fromkeys(key.split("/")[1] for key in next(iter(metrics.values())) if "/" in key)
     )
 
     def cell(recipe: Recipe, key: str) -> str:
-        values = [100 * metrics[key] for (each, _), metrics in runs.items() if each == recipe]
+        values = [100 * found[key] for (each, _), found in metrics.items() if each == recipe]
         spread = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
         return f"{np.mean(values):.1f}{spread}"
 

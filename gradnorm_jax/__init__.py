@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradnorm_jax import calibration, detectors, metrics, plots, statistics
+    from gradnorm_jax import calibration, detectors, metrics, models, plots, scores, statistics
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
@@ -17,7 +17,15 @@ if TYPE_CHECKING:
     from gradnorm_jax.calibration.detector_file import load_detector, save_detector
     from gradnorm_jax.data import array_stream, as_stream, batch_stream
     from gradnorm_jax.data.preprocess import Preprocess
-    from gradnorm_jax.detectors import DETECTORS, Batch, Detector, Fit, parse_detectors
+    from gradnorm_jax.detectors import (
+        DETECTORS,
+        Batch,
+        Detector,
+        Fit,
+        Rectifier,
+        compose,
+        parse_detectors,
+    )
     from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
     from gradnorm_jax.evaluation.records import Interrupted, Unfinished
     from gradnorm_jax.evaluation.report import Result
@@ -43,9 +51,10 @@ if TYPE_CHECKING:
         smoothed_prediction,
     )
     from gradnorm_jax.statistics import Examples, Statistic, tied_gaussians
+    from gradnorm_jax.tuning import Trial, Tuned, tune
     from gradnorm_jax.types import Head, LinearHead, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("calibration", "detectors", "metrics", "plots", "statistics")
+_SUBMODULES = ("calibration", "detectors", "metrics", "models", "plots", "scores", "statistics")
 _LAZY = {
     "Batch": "detectors",
     "Calibrated": "calibration.calibrated",
@@ -61,8 +70,11 @@ _LAZY = {
     "Model": "types",
     "Outputs": "types",
     "Preprocess": "data.preprocess",
+    "Rectifier": "detectors",
     "Result": "evaluation.report",
     "Statistic": "statistics",
+    "Trial": "tuning",
+    "Tuned": "tuning",
     "Unfinished": "evaluation.records",
     "Variables": "types",
     "array_stream": "data",
@@ -71,6 +83,7 @@ _LAZY = {
     "benjamini_hochberg": "calibration",
     "calibrate": "calibration.calibrated",
     "combine_norms": "norms",
+    "compose": "detectors",
     "conformal_p_values": "calibration",
     "cross_entropy": "losses",
     "energy": "scores",
@@ -101,6 +114,7 @@ _LAZY = {
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
     "tied_gaussians": "statistics",
+    "tune": "tuning",
 }
 """Where each public name is."""
 
@@ -121,8 +135,11 @@ __all__ = [
     "Model",
     "Outputs",
     "Preprocess",
+    "Rectifier",
     "Result",
     "Statistic",
+    "Trial",
+    "Tuned",
     "Unfinished",
     "Variables",
     "__version__",
@@ -133,6 +150,7 @@ __all__ = [
     "calibrate",
     "calibration",
     "combine_norms",
+    "compose",
     "conformal_p_values",
     "cross_entropy",
     "detectors",
@@ -153,6 +171,7 @@ __all__ = [
     "load_detector",
     "mahalanobis",
     "metrics",
+    "models",
     "msp",
     "odin",
     "one_hot_prediction",
@@ -163,10 +182,12 @@ __all__ = [
     "plots",
     "residual_norm",
     "save_detector",
+    "scores",
     "smoothed_prediction",
     "softmax_minus_uniform",
     "statistics",
     "tied_gaussians",
+    "tune",
 ]
 
 

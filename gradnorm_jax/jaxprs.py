@@ -1,5 +1,6 @@
 """Programs of primitives (jaxprs): the one interpreter, which can follow other rules."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -12,6 +13,9 @@ Program = Any
 Rule = Callable[..., Any]
 """`(*operands) -> result`, in place of what one equation does."""
 
+RuleFor = Callable[[core.JaxprEqn], Rule | None]
+"""The rule for an equation; None for its own."""
+
 _CALLED = {"jit": "jaxpr", "pjit": "jaxpr", "closed_call": "call_jaxpr", "core_call": "call_jaxpr"}
 """Primitives that do nothing but call a program, and the parameter that holds it."""
 
@@ -22,10 +26,13 @@ _CALLED_WITH_OWN_DERIVATIVE = {
 }
 """Primitives that call a program too, with a derivative or a use of memory of their own."""
 
+_WITH_BODIES = {*_CALLED, "remat2", "cond", "scan", "while"}
+"""Primitives that hold programs, in whose place others with the same results may be put."""
+
 
 def eval_jaxpr(
     program: Program,
-    rule_for: Callable[[core.JaxprEqn], Rule | None],
+    rule_for: RuleFor,
     *operands: Any,
     results: Sequence[core.Var] | None = None,
 ) -> list[Any]:
@@ -33,7 +40,7 @@ def eval_jaxpr(
 
     Args:
         program: a closed jaxpr.
-        rule_for: the rule for an equation; None for its own.
+        rule_for: the rules to follow.
         *operands: of the program; those at the end that no result needs may be left out.
         results: variables of the program to compute in place of its results.
     """
@@ -62,7 +69,7 @@ def inner_programs(equation: core.JaxprEqn) -> list[Program]:
         for value in equation.params.values()
         for item in (value if isinstance(value, tuple) else (value,))
     ]
-    return [value for value in values if isinstance(value, core.Jaxpr | core.ClosedJaxpr)]
+    return [value for value in values if _is_program(value)]
 
 
 def called_program(equation: core.JaxprEqn) -> Program | None:
@@ -83,6 +90,10 @@ def body(program: Program) -> core.Jaxpr:
 def shape_of(variable: Any) -> jax.ShapeDtypeStruct:
     """Shape and type of a variable of a program."""
     return jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)
+
+
+def _is_program(value: Any) -> bool:
+    return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
 def _needed(jaxpr: core.Jaxpr, results: Sequence[Any], *, effects: bool) -> list[core.JaxprEqn]:
@@ -107,13 +118,52 @@ def own_rule(equation: core.JaxprEqn) -> Rule:
     return bind
 
 
-def inline_calls(program: Program, *operands: Any) -> list[Any]:
-    """What the program computes, without a call to another program on the way."""
+def everywhere(rule_for: RuleFor) -> RuleFor:
+    """`rule_for`, followed in the bodies of calls, loops and branches as well.
 
-    def rule_for(equation: core.JaxprEqn) -> Rule | None:
+    It is not in functions that have derivatives of their own.
+    """
+
+    def nested_rule_for(equation: core.JaxprEqn) -> Rule | None:
+        rule = rule_for(equation)
+        if rule is not None:
+            return rule
+        has_body = equation.primitive.name in _WITH_BODIES
+        if not (has_body and any(map(has_rule, inner_programs(equation)))):
+            return None
+        if equation.primitive.name == "remat2":
+            return functools.partial(recompute, equation)
+        return functools.partial(run, equation)
+
+    def has_rule(program: Program) -> bool:
+        return any(nested_rule_for(equation) is not None for equation in body(program).eqns)
+
+    def recompute(equation: core.JaxprEqn, *operands: Any) -> Any:
+        params = equation.params
+        evaluate = functools.partial(eval_jaxpr, params["jaxpr"], nested_rule_for)
+        options = {name: params[name] for name in ("prevent_cse", "policy")}
+        return jax.checkpoint(evaluate, **options)(*operands)
+
+    def run(equation: core.JaxprEqn, *operands: Any) -> Any:
+        params = jax.tree.map(rewrite, equation.params)
+        return own_rule(equation.replace(params=params))(*operands)
+
+    def rewrite(value: Any) -> Any:
+        if not _is_program(value):
+            return value
+        inputs = [variable.aval for variable in body(value).invars]
+        return jax.make_jaxpr(functools.partial(eval_jaxpr, value, nested_rule_for))(*inputs)
+
+    return nested_rule_for
+
+
+def inline_calls(program: Program, rule_for: RuleFor, *operands: Any) -> list[Any]:
+    """What the program computes by `rule_for`, without a call to another program on the way."""
+
+    def inlining_rule_for(equation: core.JaxprEqn) -> Rule | None:
         called = _CALLED.get(equation.primitive.name)
         if called is None:
-            return None
-        return lambda *operands: inline_calls(equation.params[called], *operands)
+            return rule_for(equation)
+        return functools.partial(inline_calls, equation.params[called], rule_for)
 
-    return eval_jaxpr(program, rule_for, *operands)
+    return eval_jaxpr(program, inlining_rule_for, *operands)

@@ -1,5 +1,7 @@
 """Networks that are nothing but a last layer, and training images of them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,12 +40,18 @@ def as_model(head, dtype=None):
     return Model(jax.tree_util.Partial(apply), Variables(params), Head((0,), (1,)))
 
 
-def score(spec, head, train, features, dtype=None, jit=True):
-    """Scores of a detector that is fitted to training images."""
-    (detector,) = parse_detectors([spec])
-    state = detector.fit and detector.fit.state(head, train)
-    model = as_model(head, dtype)
-    rows = jnp.asarray(features, dtype)
-    batch = Batch(rows, apply(model.variables, rows))
-    run = jax.jit(detector.score) if jit else detector.score
-    return run(state, model, batch)
+@functools.partial(jax.jit, static_argnames="detectors")
+def score_fitted(detectors, states, model, batch):
+    """Scores by detector, of all in one program."""
+    pairs = zip(detectors, states, strict=True)
+    return {each.name: each.score(state, model, batch) for each, state in pairs}
+
+
+def score(specs, head, train, features=None, outputs=None):
+    """Scores by detector, each fitted to training images."""
+    detectors = parse_detectors(specs)
+    states = [each.fit and each.fit.state(head, train) for each in detectors]
+    model = as_model(head)
+    if outputs is None:
+        outputs = apply(model.variables, jnp.asarray(features))
+    return score_fitted(detectors, states, model, Batch(None, outputs))

@@ -1,6 +1,11 @@
+import ast
+import importlib.metadata
+import os
 import re
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -91,3 +96,46 @@ def test_the_command_tells_its_version():
         [sys.executable, "-m", "gradnorm_jax", "--version"], capture_output=True, text=True
     )
     assert result.stdout == f"gradnorm-jax {gj.__version__}\n"
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def imported():
+    """What the package imports of others, at any place, by full names."""
+    names = set()
+    for path in (ROOT / "gradnorm_jax").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    own = {*sys.stdlib_module_names, "gradnorm_jax"}
+    return {name for name in names if name.split(".")[0] not in own}
+
+
+def test_what_is_imported_is_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"].values()
+    asked = [*project["dependencies"], *(line for lines in extras for line in lines)]
+    declared = {re.split(r"[^\w-]", line)[0].lower() for line in asked}
+    distributions = importlib.metadata.packages_distributions()
+    modules = {name.split(".")[0] for name in imported()}
+    assert {distributions.get(m, [m])[0].lower().replace("_", "-") for m in modules} <= declared
+
+
+def test_nothing_private_is_imported():
+    private = re.compile(r"(^|\.)_(?!_)")
+    assert [name for name in imported() if private.search(name)] == []
+
+
+def test_a_variable_names_the_folder_of_real_data(tmp_path):
+    code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['TEST_DATA'])"
+    found = subprocess.run(
+        [sys.executable, "-c", code, ROOT / "tests" / "conftest.py"],
+        env=os.environ | {"GRADNORM_JAX_TEST_DATA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == str(tmp_path)

@@ -21,6 +21,7 @@ from gradnorm_jax.metrics import (
 
 # Few distinct values make many ties.
 tied = st.lists(st.sampled_from([-1.5, -1.0, 0.0, 0.25, 1e-300, 3.0]), min_size=1, max_size=12)
+HUNDREDTHS = (np.arange(1000) + 0.5) / 1000
 rates = st.sampled_from([0.01, 0.07, 0.1, 0.29, 0.5, 0.58, 0.9, 0.95, 0.99, 1.0])
 
 
@@ -203,11 +204,24 @@ def test_intervals_narrow_with_lower_confidence_and_vanish_without_overlap():
     assert dataclasses.astuple(apart.fpr_at_95_tpr_id_positive) == (0.0,) * 3
 
 
+def test_intervals_are_about_their_values():
+    # Few against many, so that no class may stand for the other.
+    rng = np.random.default_rng(7)
+    metrics = evaluate_scores(rng.normal(1, 1, 4000), rng.normal(0, 1, 1000))
+    for estimate in vars(metrics).values():
+        assert estimate.low < estimate.value < estimate.high < estimate.low + 0.15
+
+
 @pytest.mark.slow
 def test_intervals_cover_the_truth_as_often_as_they_say():
-    # Normal scores one deviation apart: the AUROC is Phi(1 / sqrt 2), and so on in closed form.
+    # Normal scores one deviation apart: the AUROC is Phi(1 / sqrt 2), and so on in closed form; the
+    # average precision is the mean of the precision at the score of a positive.
     normal = NormalDist()
+    passing = [(normal.cdf(x), normal.cdf(x - 1)) for x in map(normal.inv_cdf, HUNDREDTHS)]
+    precision = np.mean([found / (found + passed) for found, passed in passing])
     truth = {
+        "aupr_in": precision,
+        "aupr_out": precision,
         "auroc": normal.cdf(math.sqrt(0.5)),
         "fpr_at_95_tpr_id_positive": normal.cdf(normal.inv_cdf(0.95) - 1),
         "fpr_at_95_tpr_ood_positive": normal.cdf(normal.inv_cdf(0.95) - 1),

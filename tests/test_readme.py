@@ -1,13 +1,18 @@
-"""The README's Python is run as it stands there."""
+"""The README's Python is run as it stands there; its command lines are parsed."""
 
 import re
+import shlex
 from pathlib import Path
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tyro
 from flax import nnx
+
+from gradnorm_jax.cli.evaluate import EvaluateOptions
+from gradnorm_jax.detectors import parse_detectors
 
 README = Path(__file__).parents[1] / "README.md"
 
@@ -65,3 +70,20 @@ def test_the_code_in_the_readme_runs(capsys, tmp_path, monkeypatch):
     assert names["result"].scores["max_logit", "noise"].shape == (40,)
     assert names["is_ood"].shape == names["calibrated"].p_value(images).shape == (4,)
     assert "mahalanobis" in capsys.readouterr().out
+
+
+def test_the_commands_in_the_readme_are_understood():
+    text = README.read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(r"^ {4}gradnorm-jax evaluate (.*)", text, re.MULTILINE)
+    assert len(commands) >= 4
+    for command in commands:
+        line = command.replace("...", "--id i --ood o=o --out runs")
+        options = tyro.cli(EvaluateOptions, args=shlex.split(line, comments=True))
+        assert options.out
+        assert parse_detectors(sum(options.detectors, ()) or ("msp",))
+
+
+def test_checks_run_the_test_command_of_the_readme():
+    (command,) = re.findall(r"Run the tests:\n\n    (.*)", README.read_text(encoding="utf-8"))
+    lines = (README.parent / ".ci" / "run").read_text(encoding="utf-8").replace("--quiet ", "")
+    assert command in lines.splitlines()

@@ -229,7 +229,6 @@ NETWORKS = {
     "vit_ti16": (lambda: vit(12, 192, 3, 224), "head", 224),
     "vit_s16": (lambda: vit(12, 384, 6, 224), "head", 224),
     "vit_b16": (lambda: vit(12, 768, 12, 224), "head", 224),
-    "swin_t": (lambda: torchvision.models.swin_t(num_classes=CLASSES), "head", 64),
 }
 
 

@@ -9,6 +9,7 @@ from jax.extend import core
 
 from gradnorm_jax.adapters.frames import Frame
 from gradnorm_jax.adapters.head import Layer
+from gradnorm_jax.convolution import depthwise_rule
 from gradnorm_jax.jaxprs import Program, Rule, eval_jaxpr, own_rule
 
 
@@ -17,8 +18,9 @@ def logits_and_features(
 ) -> tuple[jax.Array, jax.Array]:
     """The program's one result, and what its last layer is given, as `[B, D]`.
 
-    Every equation is done as it is, those of custom derivatives and of recomputation included. Only
-    the calls that the last layer lies within are opened.
+    Every equation is done as it is, those of custom derivatives and of recomputation included, but
+    for depthwise convolutions, which are slow on CPUs: see `convolution.convolve`. Only the calls
+    that the last layer lies within are opened.
     """
     calls: list[Frame] = []
     frame = layer.output.frame
@@ -49,9 +51,10 @@ def _run(program: Program, calls: Sequence[Frame], layer: Layer, *operands: Any)
         return results
 
     def rule_for(equation: core.JaxprEqn) -> Rule | None:
-        if calls:
-            return functools.partial(enter, equation) if equation is calls[0].call else None
-        opened = equation is layer.output.equation
-        return functools.partial(capture, equation) if opened else None
+        if calls and equation is calls[0].call:
+            return functools.partial(enter, equation)
+        if not calls and equation is layer.output.equation:
+            return functools.partial(capture, equation)
+        return depthwise_rule(equation)
 
     return [*eval_jaxpr(program, rule_for, *operands), *captured]

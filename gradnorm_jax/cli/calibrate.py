@@ -27,7 +27,7 @@ class CalibrateOptions:
         weights: of the model: anything that `gradnorm-jax convert` takes, names of published
             weights included.
         id: in-distribution images that neither the network nor the detector is trained on: a
-            folder, `csv:FILE`, `list:FILE@FOLDER`, or `tfds:NAME:SPLIT`.
+            folder, `csv:FILE`, `list:FILE@FOLDER`, `parquet:FILE`, or `tfds:NAME:SPLIT`.
         detector: a name, with options in parentheses if need be, `gradnorm(ord=2)`, or your own,
             `my_module:my_detector(option=1)`.
         fit: labelled in-distribution training images, for detectors that are fitted (mahalanobis).

@@ -50,7 +50,7 @@ class EvaluateOptions:
         weights: of the model: anything that `gradnorm-jax convert` takes, names of published
             weights included.
         id: in-distribution test images: a folder, `csv:FILE` with columns file and label,
-            `list:FILE@FOLDER` (OpenOOD's lists), or `tfds:NAME:SPLIT`.
+            `list:FILE@FOLDER` (OpenOOD's lists), `parquet:FILE`, or `tfds:NAME:SPLIT`.
         ood: one or more out-of-distribution sets, each as NAME=PATH, or `tfds:NAME`.
         fit: labelled in-distribution training images, for detectors that are fitted (mahalanobis).
         data_dir: where `tfds:` finds prepared data sets; by default where tfds puts them.

@@ -20,6 +20,7 @@ from gradnorm_jax.progress import show_progress
 from gradnorm_jax.tree import get_leaf
 
 _NUMBERS = ("image_size", "classes", "features", "parameters")
+_HEADERS = {"image_size": "pixels", "trained_on": "trained on"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +110,8 @@ def _tables(rows: Sequence[dict[str, Any]]) -> list[rich.table.Table]:
     """What the rows say, in tables narrow enough for a terminal."""
     weights = [each for row in rows for each in row["weights"]]
     tables = {
-        "Networks": (rows, ("name", *_NUMBERS, "preprocess")),
-        "Layouts of weights files": (rows, ("name", "layouts", "source", "license")),
+        "Networks": (rows, ("name", *_NUMBERS, "license")),
+        "Their images and weights files": (rows, ("name", "preprocess", "layouts", "source")),
         "Weights to download": (weights, ("name", "model", "trained_on")),
     }
     return [_table(title, rows, keys) for title, (rows, keys) in tables.items() if rows]
@@ -118,13 +119,13 @@ def _tables(rows: Sequence[dict[str, Any]]) -> list[rich.table.Table]:
 
 def _table(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> rich.table.Table:
     table = rich.table.Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     for key in keys:
         table.add_column(
-            key.replace("_", " "),
+            _HEADERS.get(key, key),
             justify="right" if key in _NUMBERS else "left",
-            no_wrap=key == "name",
+            no_wrap=key == "name" or key in _NUMBERS,
             overflow="fold",
         )
     for row in rows:

@@ -185,19 +185,20 @@ def _describe(kind: Any) -> str:
 
 def _show_call(name: str, build: Callable[..., Any], options: Mapping[str, Any]) -> str:
     shown = [
-        f"{option}={_show(options[option])}"
+        f"{option}={show_value(options[option])}"
         for option, parameter in inspect.signature(build).parameters.items()
         if option in options and options[option] != parameter.default
     ]
     return "".join(f"{name}({','.join(shown)})".split()) if shown else name
 
 
-def _show(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """An option's value as a spec has it."""
     match value:
         case float() if value.is_integer() and abs(value) < 1e16:
             return str(int(value))
         case tuple():
-            return f"[{','.join(map(_show, value))}]"
+            return f"[{','.join(map(show_value, value))}]"
         case str() if is_bare(value):
             return value
     return repr(value)

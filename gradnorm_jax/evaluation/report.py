@@ -1,40 +1,38 @@
 """The result of an evaluation, and its tables for terminal, notebook, Markdown and programs."""
 
 import dataclasses
+import functools
 import html
 import io
-from collections.abc import Iterable, Mapping, Sequence
-from statistics import fmean
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
+import rich.box
 import rich.console
 import rich.table
 import rich.text
 
 from gradnorm_jax.data.stream import Excluded
 from gradnorm_jax.evaluation.records import FIT, ID, ScoreTable
-from gradnorm_jax.metrics import Estimate, Metrics
+from gradnorm_jax.evaluation.tables import (
+    HEADLINE,
+    LEGEND,
+    averages,
+    full_table,
+    headline_table,
+    to_markdown,
+)
+from gradnorm_jax.metrics import Best, Comparison, Metrics, compare_scores, compare_with_best
 from gradnorm_jax.text import escape_markdown, printable
 
-HEADLINE = {
-    "FPR95 ↓": "fpr_at_95_tpr_id_positive",
-    "AUROC ↑": "auroc",
-    "AUPR ↑": "aupr_in",
-}
-ALL_METRICS = {
-    "AUROC": "auroc",
-    "AUPR-in": "aupr_in",
-    "AUPR-out": "aupr_out",
-    "FPR95 (ID positive)": "fpr_at_95_tpr_id_positive",
-    "FPR95 (OOD positive)": "fpr_at_95_tpr_ood_positive",
-    "Detection error": "detection_error",
-}
 CAPTION = (
     f"Each cell: {' / '.join(HEADLINE)}, in percent. FPR95 takes ID as the positive class, AUPR "
     "likewise; higher scores mean more in-distribution."
 )
 _LISTED = 5
+_TEXT_WIDTH = 100
+_UNBOUNDED = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +41,8 @@ class Result:
 
     `print(result)` shows the table of the paper; so does a notebook. `result["gradnorm", "svhn"]`
     are the metrics of a detector on an OOD set, each with its interval:
-    `result["gradnorm", "svhn"].auroc.value`.
+    `result["gradnorm", "svhn"].auroc.value`. `result.compare("gradnorm", "energy")` tells whether
+    one is better than the other.
 
     Attributes:
         tables: scores of the in-distribution inputs under the name "ID", then of each OOD set.
@@ -81,57 +80,55 @@ class Result:
             for detector, scores in table.scores.items()
         }
 
+    @functools.cached_property
+    def best(self) -> dict[str, dict[str, Best]]:
+        """By OOD set and metric of the headline, the best detector against each of the others.
+
+        The tests of one metric on one set are one family for Holm's correction. Empty if there are
+        not two detectors.
+        """
+        if len(self.metrics) < 2:
+            return {}
+        sets = {
+            name: {detector: table.scores[detector] for detector in self.metrics}
+            for name, table in self.tables.items()
+        }
+        return {
+            name: compare_with_best(sets[ID], scores, list(HEADLINE.values()))
+            for name, scores in sets.items()
+            if name != ID
+        }
+
+    def compare(self, a: str, b: str) -> dict[str, dict[str, Comparison]]:
+        """Whether detector `a` is better than `b`, by paired tests on the same inputs.
+
+        Args:
+            a: name of a detector.
+            b: name of another.
+
+        Returns:
+            By OOD set and name of a field of `Metrics`, the metric of `a` less that of `b`; see
+            `metrics.compare_scores`. Not corrected for the number of tests.
+
+        Raises:
+            KeyError: there is no such detector.
+        """
+        for detector in (a, b):
+            if detector not in self.metrics:
+                raise KeyError(f"no scores of {detector!r}; detectors: {', '.join(self.metrics)}")
+        id_a, id_b = (self.tables[ID].scores[detector] for detector in (a, b))
+        return {
+            name: compare_scores(id_a, table.scores[a], id_b, table.scores[b])
+            for name, table in self.tables.items()
+            if name != ID
+        }
+
     def __str__(self) -> str:
         """The table of the paper, and what it leaves out, as plain text."""
         return to_text(self)
 
     def _repr_html_(self) -> str:
         return to_html(self)
-
-
-class Table(NamedTuple):
-    """Text cells under a header; the first column names the row."""
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-
-
-def averages(cells: Iterable[Metrics]) -> dict[str, float]:
-    """The mean of each metric over OOD sets, by its name in `Metrics`."""
-    cells = list(cells)
-    names = [field.name for field in dataclasses.fields(Metrics)]
-    return {name: fmean(getattr(cell, name).value for cell in cells) for name in names}
-
-
-def headline_table(result: Result, separator: str = " / ") -> Table:
-    """Detectors by OOD sets and their average, as in Table 1 of the paper, in percent."""
-
-    def show(cells: Iterable[Metrics]) -> str:
-        values = averages(cells)
-        return separator.join(f"{100 * values[name]:.2f}" for name in HEADLINE.values())
-
-    sets = [name for name in result.tables if name != ID]
-    rows = [
-        [detector, *(show([cells[name]]) for name in sets), show(cells.values())]
-        for detector, cells in result.metrics.items()
-    ]
-    rows += [[detector, *["not run"] * (len(sets) + 1)] for detector in result.not_run]
-    return Table(["Detector", *sets, "Average"], rows)
-
-
-def full_table(result: Result) -> Table:
-    """Every metric of every detector on every OOD set with its interval, in percent."""
-
-    def show(estimate: Estimate) -> str:
-        value, low, high = (100 * x for x in dataclasses.astuple(estimate))
-        return f"{value:.2f} [{low:.2f}, {high:.2f}]"
-
-    rows = [
-        [detector, name, *(show(getattr(cell, metric)) for metric in ALL_METRICS.values())]
-        for detector, cells in result.metrics.items()
-        for name, cell in cells.items()
-    ]
-    return Table(["Detector", "OOD set", *ALL_METRICS], rows)
 
 
 def data_sets(result: Result) -> list[str]:
@@ -157,64 +154,96 @@ def remarks(result: Result) -> list[str]:
     return lines
 
 
-def to_rich(result: Result) -> rich.table.Table:
-    """The headline table for a terminal, metrics below each other to keep it narrow."""
-    header, rows = headline_table(result, separator="\n")
-    shown = rich.table.Table(show_lines=True)
-    shown.add_column(header[0])
-    shown.add_column("in %")
-    for name in header[1:]:
-        shown.add_column(rich.text.Text(printable(name)), justify="right")
+def to_rich(result: Result) -> rich.console.RenderableType:
+    """The headline table for a terminal; where it is too narrow for that, one for each metric."""
+    return _Headline(result)
+
+
+class _Headline:
+    def __init__(self, result: Result) -> None:
+        self.result = result
+        self.whole = _rich_table(result, HEADLINE)
+        self.by_metric = [_rich_table(result, {name: HEADLINE[name]}) for name in HEADLINE]
+
+    def __rich_console__(
+        self, console: rich.console.Console, options: rich.console.ConsoleOptions
+    ) -> Iterator[rich.console.RenderableType]:
+        fits = _width(console, self.whole) <= options.max_width
+        yield from [self.whole] if fits else self.by_metric
+        if self.result.best:
+            yield f"* {LEGEND}"
+
+
+def _rich_table(result: Result, metrics: Mapping[str, str]) -> rich.table.Table:
+    def mark(value: str, leads: bool) -> str:
+        # In front, where it does not disturb the column of digits.
+        return f"[bold]*{value}[/bold]" if leads else f" {value}"
+
+    (first, *header), rows = headline_table(result, mark, " ", metrics.values())
+    title = f"{' / '.join(metrics)}, in percent"
+    shown = rich.table.Table(
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+    )
+    shown.add_column(first, overflow="fold")
+    for name in header:
+        shown.add_column(rich.text.Text(printable(name)), justify="right", overflow="fold")
     for detector, *cells in rows:
-        shown.add_row(rich.text.Text(printable(detector)), "\n".join(HEADLINE), *cells)
+        shown.add_row(rich.text.Text(printable(detector)), *cells)
     return shown
+
+
+def _width(console: rich.console.Console, table: rich.table.Table) -> int:
+    unbounded = console.options.update(width=_UNBOUNDED)
+    return console.measure(table, options=unbounded).maximum
 
 
 def to_text(result: Result) -> str:
     """The headline table, the data sets and what is left out, as plain text."""
-    file = io.StringIO()
-    # Wide enough for any table: text is not wrapped by whoever prints it.
-    width = 40 + 14 * len(result.tables) + max(map(len, [*result.metrics, *result.not_run, ""]))
-    rich.console.Console(file=file, width=width).print(to_rich(result))
+    file, headline = io.StringIO(), _Headline(result)
+    console = rich.console.Console(file=file)
+    # Wide enough for every line: text is not wrapped by whoever prints it.
+    console.width = max(_TEXT_WIDTH, *(_width(console, each) for each in headline.by_metric))
+    console.print(headline)
     lines = map(printable, [*data_sets(result), *remarks(result)])
-    return "\n".join([file.getvalue().rstrip(), *lines])
+    return "\n".join([*(line.rstrip() for line in file.getvalue().splitlines()), *lines])
 
 
 def to_html(result: Result) -> str:
     """The headline table, the data sets and what is left out, as HTML."""
-    header, rows = headline_table(result)
 
     def row(tag: str, cells: Iterable[str]) -> str:
-        shown = "".join(f"<{tag}>{html.escape(printable(cell))}</{tag}>" for cell in cells)
-        return f"<tr>{shown}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{cell}</{tag}>' for cell in cells)}</tr>"
 
-    body = "".join(row("td", cells) for cells in rows)
-    said = map(printable, data_sets(result) + remarks(result))
-    lines = "".join(f"<li>{html.escape(line)}</li>" for line in said)
+    def text(line: str) -> str:
+        return html.escape(printable(line))
+
+    header, rows = headline_table(
+        result, lambda value, leads: f"<b>{value}</b>" if leads else value
+    )
+    body = "".join(row("td", [text(detector), *cells]) for detector, *cells in rows)
+    lines = "".join(f"<li>{text(line)}</li>" for line in data_sets(result) + remarks(result))
     return (
-        f"<table><caption>{html.escape(CAPTION)}</caption><thead>{row('th', header)}</thead>"
-        f"<tbody>{body}</tbody></table><ul>{lines}</ul>"
+        f"<table><caption>{text(_caption(result))}</caption>"
+        f"<thead>{row('th', map(text, header))}</thead><tbody>{body}</tbody></table>"
+        f"<ul>{lines}</ul>"
     )
 
 
-def to_markdown(table: Table, names: int = 1) -> str:
-    """A table in GitHub's Markdown, the first columns of which hold names."""
-    header = list(map(escape_markdown, table.header))
-    aligned = [":---", *["---:"] * (len(header) - 1)]
-    rows = [[*map(escape_markdown, row[:names]), *row[names:]] for row in table.rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in [header, aligned, *rows])
+def _caption(result: Result) -> str:
+    return f"{CAPTION} In bold: {LEGEND}" if result.best else CAPTION
 
 
 def summary(result: Result) -> str:
     """The whole report in Markdown."""
     sections = [
         "# Out-of-distribution detection",
-        CAPTION,
-        to_markdown(headline_table(result)),
+        _caption(result),
+        to_markdown(headline_table(result, lambda text, leads: f"**{text}**" if leads else text)),
         "\n".join(f"- {escape_markdown(line)}" for line in data_sets(result)),
         "\n".join(f"- {escape_markdown(line)}" for line in remarks(result)),
         "## All metrics",
-        "In percent, with 95 % intervals (DeLong's for AUROC, bootstrap for the others).",
+        "In percent, with 95 % intervals (bootstrap for FPR95, the jackknife's variance for the "
+        "others, which is DeLong's for AUROC).",
         to_markdown(full_table(result), names=2),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -238,7 +267,20 @@ def to_dict(result: Result) -> dict[str, Any]:
         "averages": {
             detector: averages(cells.values()) for detector, cells in result.metrics.items()
         },
+        "best": {
+            name: {metric: _best(best) for metric, best in by_metric.items()}
+            for name, by_metric in result.best.items()
+        },
     }
+
+
+def _best(best: Best) -> dict[str, Any]:
+    """The best detector by a metric on a set, and its metric less that of each other."""
+    against = {
+        detector: dataclasses.asdict(comparison) | {"holm_p_value": best.adjusted[detector]}
+        for detector, comparison in best.comparisons.items()
+    }
+    return {"detector": best.detector, "against": against}
 
 
 def _list(excluded: Sequence[Excluded]) -> list[dict[str, Any]]:

@@ -159,11 +159,15 @@ class StatisticsFiles:
     def load(self, written: frozenset[int] | None) -> tuple[bool, frozenset[int], list[Any]]:
         """Whether this process has finished, the parts that it has taken in, what they tell.
 
-        It begins anew if a part that it has taken in is not among those `written`: what that part
-        tells cannot be taken out again. None: all of them are.
+        It begins anew if the file is damaged, or if a part that it has taken in is not among those
+        `written`: what that part tells cannot be taken out again. None: all of them are.
         """
         process, processes = self.schedule.process, self.schedule.processes
-        count, complete, statistics = self._read(process)
+        try:
+            count, complete, statistics = self._read(process)
+        except ValueError as error:
+            logging.getLogger(__name__).warning("%s; now it is written again", error)
+            return False, frozenset(), self.zero
         done = frozenset(range(process, process + count * processes, processes))
         if written is not None and not done <= written:
             return False, frozenset(), self.zero
@@ -203,15 +207,23 @@ class StatisticsFiles:
         deadline = time.monotonic() + wait_seconds
         merged = self.zero
         for process in range(self.schedule.processes):
-            while not (found := self._read(process))[1]:
+            while (found := self._finished(process)) is None:
                 if time.monotonic() >= deadline or should_stop():
                     raise Interrupted(
                         f"process {process} of {self.schedule.processes} has not finished fitting; "
                         "run the same command again to resume"
                     )
                 time.sleep(POLL_SECONDS)
-            merged = merge(merged, found[2])
+            merged = merge(merged, found)
         return merged
+
+    def _finished(self, process: int) -> list[Any] | None:
+        try:
+            _, complete, statistics = self._read(process)
+        except ValueError:
+            # That process writes it again, once it is started.
+            return None
+        return statistics if complete else None
 
     def _read(self, process: int) -> tuple[int, bool, list[Any]]:
         content = self.folder.read(self._file(process))
@@ -224,8 +236,7 @@ class StatisticsFiles:
             return int(arrays["parts"][0]), bool(arrays["complete"][0]), statistics
         except Exception as error:  # of readers of damaged files, whatever they raise
             raise ValueError(
-                f"{self.folder.address}/{self._file(process)} is damaged "
-                f"({type(error).__name__}); delete it and run the same command again"
+                f"{self.folder.address}/{self._file(process)} is damaged ({type(error).__name__})"
             ) from error
 
     def _file(self, process: int) -> str:

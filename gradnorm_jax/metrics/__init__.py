@@ -16,6 +16,7 @@ finite.
 """
 
 from gradnorm_jax.metrics.best import Best, compare_with_best, holm
+from gradnorm_jax.metrics.comparison import Comparison
 from gradnorm_jax.metrics.intervals import Estimate, Metrics, evaluate_scores
 from gradnorm_jax.metrics.metrics import (
     aupr_in,
@@ -26,7 +27,6 @@ from gradnorm_jax.metrics.metrics import (
     threshold_at_tpr,
 )
 from gradnorm_jax.metrics.paired import (
-    Comparison,
     auroc_covariance,
     compare_scores,
     delong_test,

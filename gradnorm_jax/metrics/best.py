@@ -6,9 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gradnorm_jax.metrics.intervals import check_options
-from gradnorm_jax.metrics.metrics import fpr_at_tpr
-from gradnorm_jax.metrics.paired import (
+from gradnorm_jax.metrics.comparison import (
     FPR95,
     SMOOTH,
     Comparison,
@@ -17,6 +15,8 @@ from gradnorm_jax.metrics.paired import (
     measure,
     smooth_difference,
 )
+from gradnorm_jax.metrics.intervals import check_options
+from gradnorm_jax.metrics.metrics import fpr_at_tpr
 from gradnorm_jax.metrics.ranked import Scores, check_scores
 
 

@@ -4,6 +4,7 @@ The threshold of a replicate is an order statistic of the positives, which says 
 """
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,53 +59,57 @@ def paired_fpr(
     needed = ranked.count_needed(tpr, size)
     reach = int(_REACH * np.sqrt(size * tpr * (1 - tpr))) + _REACH_OF_FEW
     low, high = max(needed - reach, 0), min(needed + reach, size)
-    found, passed, passing = [], [], []
-    for scores, other_scores in zip(positives, negatives, strict=True):
-        order, other_order = np.argsort(-scores), np.argsort(-other_scores)
-        thresholds = scores[order[low:high]]
-        # How many negatives pass at each of them.
-        passes = np.searchsorted(-other_scores[other_order], -thresholds, side="right")
-        found.append(_Window(order, low, high))
-        passed.append(_Window(other_order, passes[0], passes[-1]))
-        passing.append(passes - passes[0])
+    orders = [np.argsort(-scores) for scores in positives]
+    other_orders = [np.argsort(-scores) for scores in negatives]
+    # How many negatives pass at each threshold of the window.
+    passing = [
+        np.searchsorted(-scores[other_order], -at[order[low:high]], side="right")
+        for at, order, scores, other_order in zip(
+            positives, orders, negatives, other_orders, strict=True
+        )
+    ]
+    found = _windows(orders, [(low, high)] * len(orders))
+    passed = _windows(other_orders, [(each[0], each[-1]) for each in passing])
     rows = max(1, _BLOCK // max(size, others))
     rates = np.empty((count, len(positives)))
     for block in np.split(rates, range(rows, count, rows)):
-        counts = zip(
-            _accumulate(_draw(size, len(block), rng), found),
-            _accumulate(_draw(others, len(block), rng), passed),
-            strict=True,
-        )
+        drawn = (_draw(each, len(block), rng) for each in (size, others))
+        counts = zip(*map(_accumulate, drawn, (found, passed)), strict=True)
         for k, (positive, negative) in enumerate(counts):
             # The strictest threshold at which enough are found.
             threshold = (positive[:, 1:] < needed).sum(axis=1).clip(max=high - low - 1)
-            block[:, k] = negative[np.arange(len(block)), passing[k][threshold]] / others
-    return rates
+            place = passing[k][threshold] - passing[k][0]
+            block[:, k] = negative[np.arange(len(block)), place]
+    return rates / others
 
 
-class _Window:
-    """Of inputs from the highest score down, those from `low` to `high`, and which are above."""
+class _Windows(NamedTuple):
+    """Of K detectors, which inputs are above a window, `[N, K]`, and which in it, from the top."""
 
-    def __init__(self, order: NDArray[np.intp], low: int, high: int) -> None:
-        self.inside = order[low:high].copy()
-        self.is_above = np.zeros(order.size, np.float32)
-        self.is_above[order[:low]] = 1
+    above: NDArray[np.floating]
+    inside: Sequence[NDArray[np.intp]]
 
 
-def _draw(size: int, count: int, rng: np.random.Generator) -> NDArray[np.floating]:
-    """`[count, size]`, how often each input is drawn."""
-    # For a product of matrices, exact in float32 up to here.
-    weights = np.empty((count, size), np.float32 if size <= 2**24 else np.float64)
-    for row in weights:
-        row[:] = np.bincount(rng.integers(size, size=size), minlength=size)
-    return weights
+def _windows(orders: Sequence[NDArray[np.intp]], ends: Sequence[tuple[int, int]]) -> _Windows:
+    # For a product of matrices; sums of integers are exact in float32 up to here.
+    dtype = np.float32 if orders[0].size <= 2**24 else np.float64
+    above = np.zeros((orders[0].size, len(orders)), dtype)
+    for k, (order, (low, _)) in enumerate(zip(orders, ends, strict=True)):
+        above[order[:low], k] = 1
+    inside = [order[low:high].copy() for order, (low, high) in zip(orders, ends, strict=True)]
+    return _Windows(above, inside)
+
+
+def _draw(size: int, count: int, rng: np.random.Generator) -> list[NDArray[np.intp]]:
+    """How often each of the inputs is drawn, `[size]`, in each replicate."""
+    return [np.bincount(rng.integers(size, size=size), minlength=size) for _ in range(count)]
 
 
 def _accumulate(
-    weights: NDArray[np.floating], windows: Sequence[_Window]
+    drawn: Sequence[NDArray[np.intp]], windows: _Windows
 ) -> Iterator[NDArray[np.floating]]:
     """For each window `[R, high - low + 1]`: how often the first `low` to `high` are drawn."""
-    above = weights @ np.stack([window.is_above for window in windows], axis=1)
-    for k, window in enumerate(windows):
-        inside = np.concatenate([above[:, [k]], weights[:, window.inside]], axis=1)
-        yield inside.cumsum(axis=1)
+    weights = np.array(drawn, windows.above.dtype)
+    above = weights @ windows.above
+    for k, inside in enumerate(windows.inside):
+        yield np.concatenate([above[:, [k]], weights[:, inside]], axis=1).cumsum(axis=1)

@@ -11,7 +11,6 @@ from flax import linen as nn
 from flax import traverse_util
 
 from gradnorm_jax.models.checkpoint import (
-    Checkpoint,
     CheckpointEntry,
     Layout,
     check_layout,
@@ -19,6 +18,7 @@ from gradnorm_jax.models.checkpoint import (
 )
 from gradnorm_jax.tree import Params, Path, show_path
 from gradnorm_jax.types import Head
+from gradnorm_jax.weights.stored import Checkpoint
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,10 +18,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.models.checkpoint import Checkpoint, CheckpointEntry
+from gradnorm_jax.models.checkpoint import CheckpointEntry
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.tree import Path
 from gradnorm_jax.types import Head, Outputs
+from gradnorm_jax.weights.stored import Checkpoint
 
 HEAD = Head(kernel=("head", "conv2d", "kernel"), bias=("head", "conv2d", "bias"))
 

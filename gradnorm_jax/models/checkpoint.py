@@ -11,7 +11,7 @@ import numpy as np
 from flax import traverse_util
 
 from gradnorm_jax.tree import Params, Path, non_finite
-from gradnorm_jax.weights.stored import Checkpoint as Checkpoint
+from gradnorm_jax.weights.stored import Checkpoint
 
 _LISTED = 5
 

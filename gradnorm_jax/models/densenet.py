@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.models.checkpoint import Checkpoint
 from gradnorm_jax.models.layers import avg_pool, batch_norm, convolve, linear, max_pool
-from gradnorm_jax.models.torch_layout import clean_torch, torch_layout
+from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.types import Head, Outputs
+from gradnorm_jax.weights.stored import Checkpoint
 
 HEAD = Head(kernel=("classifier", "kernel"), bias=("classifier", "bias"))
 
@@ -60,10 +60,10 @@ class DenseNet(nn.Module):
 
 
 def clean(checkpoint: Checkpoint) -> Checkpoint:
-    """`clean_torch`, with the names of older files (`denselayer1.norm.1`) made those of today."""
+    """`checkpoint` with the names of older files (`denselayer1.norm.1`) made those of today."""
     return {
         re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)\.", r"\1\2.", key): array
-        for key, array in clean_torch(checkpoint).items()
+        for key, array in checkpoint.items()
     }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradnorm_jax.models import (
     bit,
+    bit_torch,
     cifar_densenet,
     cifar_resnet,
     densenet,
@@ -18,7 +19,6 @@ from gradnorm_jax.models import (
 )
 from gradnorm_jax.models.architecture import Architecture, WeightsLayout
 from gradnorm_jax.models.bit import BiT
-from gradnorm_jax.models.checkpoint import Layout
 from gradnorm_jax.models.cifar_densenet import CifarDenseNet
 from gradnorm_jax.models.cifar_resnet import CifarResNet
 from gradnorm_jax.models.densenet import DenseNet
@@ -26,7 +26,6 @@ from gradnorm_jax.models.mobilenet_v2 import MobileNetV2
 from gradnorm_jax.models.mobilenet_v2_torch import TorchMobileNetV2
 from gradnorm_jax.models.resnet import ResNet
 from gradnorm_jax.models.squeezenet import SqueezeNet
-from gradnorm_jax.models.torch_layout import clean_torch
 from gradnorm_jax.models.vit import ViT
 from gradnorm_jax.models.wide_resnet import WideResNet
 
@@ -35,8 +34,11 @@ _CIFAR: dict[str, Any] = {"image_size": 32, "num_classes": 10}
 _TORCHVISION: dict[str, Any] = {"source": "torchvision", "license": "BSD-3-Clause"}
 
 
-def _torch(name: str, layout: Layout) -> WeightsLayout:
-    return WeightsLayout(name, layout, clean_torch)
+_BIT_LAYOUTS = (
+    WeightsLayout("bit", bit.layout, bit.remove_numbers),
+    WeightsLayout("bit_pytorch", functools.partial(bit_torch.layout, last_norm="head.gn")),
+    WeightsLayout("gradnorm_ood", functools.partial(bit_torch.layout, last_norm="before_head.gn")),
+)
 
 
 def _bit(name: str, depths: tuple[int, ...], multiplier: int) -> Architecture:
@@ -44,7 +46,7 @@ def _bit(name: str, depths: tuple[int, ...], multiplier: int) -> Architecture:
         name,
         functools.partial(BiT, depths=depths, width=64 * multiplier),
         bit.HEAD,
-        (WeightsLayout("bit", bit.layout, bit.remove_numbers),),
+        _BIT_LAYOUTS,
         preprocess="bit480",
         image_size=480,
         num_classes=1000,
@@ -58,7 +60,7 @@ def _resnet(name: str, depths: tuple[int, ...], **options: Any) -> Architecture:
         name,
         functools.partial(ResNet, depths=depths, **options),
         resnet.HEAD,
-        (_torch("torchvision", resnet.layout),),
+        (WeightsLayout("torchvision", resnet.layout),),
         **_IMAGENET,
         **_TORCHVISION,
     )
@@ -69,7 +71,7 @@ def _cifar_resnet(depth: int) -> Architecture:
         f"resnet{depth}_cifar",
         functools.partial(CifarResNet, depth=depth),
         cifar_resnet.HEAD,
-        (_torch("akamaster", cifar_resnet.layout),),
+        (WeightsLayout("akamaster", cifar_resnet.layout),),
         preprocess="squash=32,mean=imagenet,std=imagenet",
         **_CIFAR,
         source="akamaster/pytorch_resnet_cifar10",
@@ -84,7 +86,7 @@ def _vit(name: str, width: int, heads: int) -> Architecture:
         vit.HEAD,
         (
             WeightsLayout("vit_jax", vit.layout),
-            _torch("timm", functools.partial(vit.timm_layout, width=width)),
+            WeightsLayout("timm", functools.partial(vit.timm_layout, width=width)),
         ),
         preprocess="squash=224,mean=half,std=half",
         image_size=224,
@@ -106,7 +108,7 @@ _ROWS = (
         "bit_tiny",
         functools.partial(BiT, depths=(1, 1, 1, 1), width=16, groups=8),
         bit.HEAD,
-        (WeightsLayout("bit", bit.layout, bit.remove_numbers),),
+        _BIT_LAYOUTS,
         preprocess="bit32",
         **_CIFAR,
     ),
@@ -127,7 +129,7 @@ _ROWS = (
         "squeezenet1_1",
         SqueezeNet,
         None,
-        (_torch("torchvision", squeezenet.layout),),
+        (WeightsLayout("torchvision", squeezenet.layout),),
         classifier=squeezenet.CLASSIFIER,
         **_IMAGENET,
         **_TORCHVISION,
@@ -136,7 +138,7 @@ _ROWS = (
         "mobilenet_v2_torch",
         TorchMobileNetV2,
         mobilenet_v2_torch.HEAD,
-        (_torch("torchvision", mobilenet_v2_torch.layout),),
+        (WeightsLayout("torchvision", mobilenet_v2_torch.layout),),
         **_IMAGENET,
         **_TORCHVISION,
     ),
@@ -159,7 +161,10 @@ _ROWS = (
         "resnet18_cifar",
         functools.partial(ResNet, small_images=True),
         resnet.HEAD,
-        (_torch("openood", resnet.openood_layout), _torch("torchvision", resnet.layout)),
+        (
+            WeightsLayout("openood", resnet.openood_layout),
+            WeightsLayout("torchvision", resnet.layout),
+        ),
         preprocess="squash=32,mean=cifar10,std=0.2470/0.2435/0.2616",
         **_CIFAR,
         source="Jingkang50/OpenOOD",
@@ -170,7 +175,7 @@ _ROWS = (
         "wide_resnet40_2_cifar",
         WideResNet,
         wide_resnet.HEAD,
-        (_torch("xternalz", wide_resnet.layout),),
+        (WeightsLayout("xternalz", wide_resnet.layout),),
         # 125.3, 123.0, 113.9 and 63.0, 62.1, 66.7 of 255.
         preprocess="squash=32,mean=0.49137/0.48235/0.44667,std=0.24706/0.24353/0.26157",
         **_CIFAR,
@@ -181,7 +186,7 @@ _ROWS = (
         "densenet101_cifar",
         CifarDenseNet,
         cifar_densenet.HEAD,
-        (_torch("dice", cifar_densenet.layout),),
+        (WeightsLayout("dice", cifar_densenet.layout),),
         preprocess="squash=32,mean=cifar10,std=cifar10",
         **_CIFAR,
         source="deeplearning-wisc/dice",

@@ -1,8 +1,6 @@
 """Where PyTorch's state dictionaries hold the variables of networks that carry their names."""
 
-import re
-
-from gradnorm_jax.models.checkpoint import Checkpoint, CheckpointEntry
+from gradnorm_jax.models.checkpoint import CheckpointEntry
 from gradnorm_jax.tree import Path
 
 _NAMES = {"scale": "weight", "kernel": "weight", "mean": "running_mean", "var": "running_var"}
@@ -21,16 +19,3 @@ def torch_layout(path: Path, linear: str | None) -> CheckpointEntry:
     if name != "kernel":
         return CheckpointEntry(key)
     return CheckpointEntry(key, axes=(1, 0) if module == linear else (2, 3, 1, 0))
-
-
-def clean_torch(checkpoint: Checkpoint) -> Checkpoint:
-    """`checkpoint` without counts of batches, and without what parallel training puts before names.
-
-    These are `num_batches_tracked` of every batch normalisation, and `module.`.
-    """
-    parallel = all(key.startswith("module.") for key in checkpoint)
-    return {
-        key.removeprefix("module.") if parallel else key: array
-        for key, array in checkpoint.items()
-        if not re.search(r"(^|\.)num_batches_tracked$", key)
-    }

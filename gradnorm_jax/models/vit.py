@@ -10,6 +10,7 @@ References:
     Transformers", for S/16 and Ti/16. https://arxiv.org/abs/2106.10270
 """
 
+import math
 from typing import Any
 
 import jax
@@ -143,11 +144,21 @@ class _Block(nn.Module):
         attend = nn.MultiHeadDotProductAttention(
             self.heads,
             dtype=x.dtype,
-            force_fp32_for_softmax=x.dtype == jnp.bfloat16,
+            attention_fn=_attend,
             name="MultiHeadDotProductAttention_1",
         )
         x = x + attend(layer_norm(x, "LayerNorm_0"))
         return x + _Perceptron(name="MlpBlock_3")(layer_norm(x, "LayerNorm_2"))
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, **_: Any) -> jax.Array:
+    """Attention `[B, N, heads, D / heads]`, its softmax in float32 at least.
+
+    What else Flax gives is about masks and dropout, of which there are none.
+    """
+    query = query / math.sqrt(query.shape[-1])
+    scores = to_float32_at_least(jnp.einsum("bqhd,bkhd->bhqk", query, key))
+    return jnp.einsum("bhqk,bkhd->bqhd", nn.softmax(scores).astype(value.dtype), value)
 
 
 class _Perceptron(nn.Module):

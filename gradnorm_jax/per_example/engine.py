@@ -27,7 +27,12 @@ from gradnorm_jax.per_example.layers import (
     with_norm_probe,
 )
 from gradnorm_jax.per_example.placement import Placement, as_varying, pad_batch, spread
-from gradnorm_jax.per_example.program import batchable_rule, convolutions, trace_loss
+from gradnorm_jax.per_example.program import (
+    batchable_rule,
+    convolutions,
+    differentiated_rule,
+    trace_loss,
+)
 from gradnorm_jax.tree import Params, leaves_by_name
 
 GradientFunction = Callable[[Any], dict[str, jax.Array]]
@@ -198,11 +203,15 @@ def _map_examples(
     gradient_of: GradientFunction, batch: Any, placement: Placement
 ) -> dict[str, jax.Array]:
     """The gradients of all examples at once, if a compiler that splits them will do so rightly."""
-    batched = jax.vmap(gradient_of)
-    if not placement.known:
-        alone = jax.make_jaxpr(gradient_of)(_first(batch))
-        if _groups(alone) != _groups(jax.make_jaxpr(batched)(batch)):
-            return jax.lax.map(gradient_of, batch)
+    program, shapes = jax.make_jaxpr(gradient_of, return_shape=True)(_first(batch))
+
+    def gradients(example: Any) -> dict[str, jax.Array]:
+        results = eval_jaxpr(program, differentiated_rule, *jax.tree.leaves(example))
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    batched = jax.vmap(gradients)
+    if not placement.known and _groups(program) != _groups(jax.make_jaxpr(batched)(batch)):
+        return jax.lax.map(gradients, batch)
     return batched(batch)
 
 

@@ -17,12 +17,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
 
+from gradnorm_jax import convolution
 from gradnorm_jax.jaxprs import shape_of
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.numerics import to_float32_at_least
-from gradnorm_jax.per_example import convolution
 from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
+from gradnorm_jax.per_example.placement import as_varying
 
 Norm = Callable[[jax.Array, jax.Array], jax.Array]
 """`(other operand, cotangent of the product) -> norm []` of one example."""
@@ -136,8 +137,10 @@ def norm_by_gradient(
         at_once = _examples_at_once(entry) if in_turn else size
         if at_once >= size:
             return jax.vmap(norm)(other, cotangent), True
-        step = at_once if at_once > 1 else None
-        return lax.map(lambda pair: norm(*pair), (other, cotangent), batch_size=step), True
+        # Without a remainder, which would be compiled by itself.
+        step = max(step for step in range(1, at_once + 1) if size % step == 0)
+        pairs = (other, cotangent)
+        return lax.map(lambda pair: norm(*pair), pairs, batch_size=step if step > 1 else None), True
 
     return norm
 
@@ -170,6 +173,9 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _multiply(entry: ParameterUse, operands: Any) -> jax.Array:
+    if entry.equation.primitive.name == "conv_general_dilated":
+        lhs, rhs = operands
+        return convolution.convolve(lhs, rhs, entry.equation.params)
     return entry.equation.primitive.bind(*operands, **entry.equation.params)
 
 
@@ -189,6 +195,8 @@ def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
+    # As much its own on each device as the cotangent, or its gradient would be summed over devices.
+    kernel = as_varying(jnp.zeros(kernel.shape, kernel.dtype))
     operands = (kernel, other) if entry.position == 0 else (other, kernel)
     return _transpose(entry, operands, entry.position, cotangent)
 

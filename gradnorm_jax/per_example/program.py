@@ -1,5 +1,6 @@
 """The loss of one example as a program, and the rules under which its gradients batch well."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -8,9 +9,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from gradnorm_jax.jaxprs import Program, Rule, body, eval_jaxpr, inline_calls, inner_programs
-from gradnorm_jax.per_example.convolution import convolve
+from gradnorm_jax import convolution
+from gradnorm_jax.jaxprs import (
+    Program,
+    Rule,
+    body,
+    eval_jaxpr,
+    everywhere,
+    inline_calls,
+    inner_programs,
+    own_rule,
+)
 from gradnorm_jax.tree import Params
+
+_NAME = "convolution_with_batchable_gradient"
 
 
 def trace_loss(loss_fn: Callable[..., jax.Array], params: Params, example: Any) -> Program:
@@ -32,32 +44,21 @@ def trace_loss(loss_fn: Callable[..., jax.Array], params: Params, example: Any) 
 
     operands = jax.tree.leaves((loss_fn, params, example))
     program = jax.make_jaxpr(loss)(loss_fn, params, example)
-    return jax.make_jaxpr(lambda *operands: inline_calls(program, *operands))(*operands)
+    inlined = functools.partial(inline_calls, program, convolution.plain_rule)
+    return jax.make_jaxpr(inlined)(*operands)
 
 
 def batchable_rule(equation: core.JaxprEqn) -> Rule | None:
-    """Rules under which gradients batch well: that of `convolve`, wherever there is one."""
-    name, params = equation.primitive.name, equation.params
-    if name == "conv_general_dilated" and params["batch_group_count"] == 1:
-        return lambda lhs, rhs: convolve(lhs, rhs, params)
-    if not any(map(_has_convolution, inner_programs(equation))):
-        return None
-    if name == "remat2":
-        rewritten = jax.checkpoint(
-            lambda *operands: eval_jaxpr(params["jaxpr"], batchable_rule, *operands),
-            prevent_cse=params["prevent_cse"],
-            policy=params["policy"],
-        )
-        return rewritten
-    if name == "cond":
-        branches = tuple(map(_rewrite, params["branches"]))
-        return lambda *operands: equation.primitive.bind(
-            *operands, **{**params, "branches": branches}
-        )
-    if name == "scan":
-        loop = _rewrite(params["jaxpr"])
-        return lambda *operands: equation.primitive.bind(*operands, **{**params, "jaxpr": loop})
-    return None
+    """Rules under which gradients batch well: that of `_convolve`, wherever there is one."""
+    return everywhere(_rule_for_convolutions)(equation)
+
+
+def differentiated_rule(equation: core.JaxprEqn) -> Rule | None:
+    """Rules by which the program of a gradient can be differentiated again, either way.
+
+    What the gradient does not go through is left in it with a rule for the reverse way only.
+    """
+    return everywhere(_rule_for_what_is_left)(equation)
 
 
 def convolutions(program: Program) -> list[core.JaxprEqn]:
@@ -71,11 +72,39 @@ def convolutions(program: Program) -> list[core.JaxprEqn]:
     return found
 
 
-def _has_convolution(program: Program) -> bool:
-    return bool(convolutions(program))
+def _rule_for_convolutions(equation: core.JaxprEqn) -> Rule | None:
+    params = equation.params
+    if equation.primitive.name != "conv_general_dilated" or params["batch_group_count"] > 1:
+        return None
+    return functools.partial(_convolve, params)
 
 
-def _rewrite(program: Program) -> Program:
-    """The same program, by rules under which its gradients batch well."""
-    inputs = [variable.aval for variable in body(program).invars]
-    return jax.make_jaxpr(lambda *operands: eval_jaxpr(program, batchable_rule, *operands))(*inputs)
+def _rule_for_what_is_left(equation: core.JaxprEqn) -> Rule | None:
+    if equation.primitive.name != "custom_vjp_call":
+        return None
+    program = equation.params["call_jaxpr"]
+    names = [each.params.get("name") for each in body(program).eqns]
+    return functools.partial(eval_jaxpr, program, own_rule) if names == [_NAME] else None
+
+
+def _convolve(parameters: convolution.Parameters, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The convolution, its gradient for `rhs` made of products."""
+    plain = functools.partial(convolution.convolve, parameters=parameters)
+
+    def convolve(lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+        return plain(lhs, rhs)
+
+    def forward(lhs: jax.Array, rhs: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return plain(lhs, rhs), (lhs, rhs)
+
+    def backward(
+        operands: tuple[jax.Array, jax.Array], cotangent: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        lhs, rhs = operands
+        (of_lhs,) = jax.linear_transpose(lambda lhs: plain(lhs, rhs), lhs)(cotangent)
+        return of_lhs, convolution.kernel_gradient(lhs, rhs, cotangent, parameters)
+
+    convolve.__name__ = _NAME
+    function = jax.custom_vjp(jax.jit(convolve))
+    function.defvjp(forward, backward)
+    return function(lhs, rhs)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
 from gradnorm_jax.losses import softmax_minus_target
-from gradnorm_jax.numerics import as_rows, to_common_float
+from gradnorm_jax.numerics import as_rows, to_common_float, to_float32_at_least
 
 
 def as_outputs(features: ArrayLike, logits: ArrayLike, *state: Any) -> Any:
@@ -32,6 +32,14 @@ def as_fitted_features(features: ArrayLike, *state: Any) -> Any:
         ValueError: features are not rows.
     """
     return to_common_float(as_rows("features", features, "D"), *state)
+
+
+def as_matrix(name: str, x: ArrayLike, shape: str) -> jax.Array:
+    """`x` as a matrix in float32 at least; ValueError, with its name and shape, if it is none."""
+    matrix = jnp.asarray(x)
+    if matrix.ndim != 2:
+        raise ValueError(f"{name} must be [{shape}], got shape {matrix.shape}")
+    return to_float32_at_least(matrix)
 
 
 def project(features: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from gradnorm_jax.numerics import as_rows, to_common_float
 from gradnorm_jax.scores.arrays import (
+    as_matrix,
     as_outputs,
     project,
     softmax_minus_prediction,
@@ -184,7 +185,7 @@ def logits_and_kernel(logits: ArrayLike, kernel: ArrayLike) -> tuple[jax.Array, 
     Raises:
         ValueError: they are not of equally many classes.
     """
-    rows, weights = as_rows("logits", logits, "C"), as_rows("kernel", kernel, "C")
+    rows, weights = as_rows("logits", logits, "C"), as_matrix("kernel", kernel, "D, C")
     if rows.shape[1] != weights.shape[1]:
         raise ValueError(
             f"logits [B, C] and kernel [D, C] must be of the same classes, got shapes {rows.shape} "

@@ -11,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows, unit_rows
+from gradnorm_jax.numerics import unit_rows
 from gradnorm_jax.scores.arrays import (
     append_one,
     as_fitted_features,
+    as_matrix,
     as_outputs,
     project,
     softmax_minus_prediction,
@@ -46,7 +47,7 @@ def fisher_mahalanobis(features: ArrayLike, logits: ArrayLike, fisher: HeadFishe
     Args:
         features: `[B, D]`.
         logits: `[B, C]`.
-        fisher: of training images, from `head_fisher`.
+        fisher: of training images, from `statistics.output_fisher.head_fisher`.
 
     Returns:
         `[B]`, nats, at most zero; higher is more in-distribution. It grows with the number of
@@ -78,7 +79,8 @@ def scod(features: ArrayLike, posterior_root: ArrayLike) -> jax.Array:
 
     Args:
         features: `[B, D]`.
-        posterior_root: `[D (+ 1), R]`, a root of C Sigma, from `posterior_root`.
+        posterior_root: `[D (+ 1), R]`, a root of C Sigma, from
+            `statistics.directions.posterior_root`.
 
     Returns:
         `[B]`, squared logits, at most zero; higher is more in-distribution.
@@ -92,7 +94,9 @@ def scod(features: ArrayLike, posterior_root: ArrayLike) -> jax.Array:
         (SLU). Both sketch the whole network; this is exact, and of the last layer alone. The
         scale is SLU's.
     """
-    h, root = as_fitted_features(features, posterior_root)
+    h, root = as_fitted_features(
+        features, as_matrix("posterior_root", posterior_root, "D (+ 1), R")
+    )
     return -squared_norm(project(h, root))
 
 
@@ -121,7 +125,7 @@ def pnml(features: ArrayLike, kernel: ArrayLike, bias: ArrayLike, leverage: Leve
         features: `[B, D]`.
         kernel: `[D, C]`, of the last layer.
         bias: `[C]`.
-        leverage: of training features of unit length, from `unit_leverage`.
+        leverage: of training features of unit length, from `statistics.directions.unit_leverage`.
 
     Returns:
         `[B]`, fractions of log C nats in [-1, 0]; higher is more in-distribution.
@@ -135,7 +139,7 @@ def pnml(features: ArrayLike, kernel: ArrayLike, bias: ArrayLike, leverage: Leve
         `score_utils.py`. Their README and pytorch-ood take q / (1 + q) alone, and append no 1: no
         difference between the first two unless X^T X is singular.
     """
-    weights = as_rows("kernel", kernel, "C")
+    weights = as_matrix("kernel", kernel, "D, C")
     h, weights, shift, (whitening, complement) = as_fitted_features(
         features, weights, bias, leverage
     )

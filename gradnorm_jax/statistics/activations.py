@@ -67,7 +67,8 @@ def bucket_values() -> np.ndarray:
     """The middle of each bucket, `[2^20]`; zero for that which zero is in."""
     ordered = (np.arange(_BUCKETS, dtype=np.uint32) << _DROPPED) + (1 << (_DROPPED - 1))
     bits = np.where(ordered & _SIGN, ordered ^ _SIGN, ~ordered)
-    values = bits.view(np.float32).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # the last buckets are of NaN
+        values = bits.view(np.float32).astype(np.float64)
     values[buckets(0.0)] = 0.0
     return values
 

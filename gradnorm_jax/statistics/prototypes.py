@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
@@ -9,6 +10,8 @@ from numpy.typing import ArrayLike
 from gradnorm_jax.scores.grood import GroodBank, Prototypes, prototype_gradient
 from gradnorm_jax.statistics.bank import Rows
 from gradnorm_jax.statistics.class_moments import ClassSums, class_means
+
+_gradients = jax.jit(prototype_gradient)
 
 
 def prototypes(sums: ClassSums, foreign: ArrayLike | None = None) -> Prototypes:
@@ -47,7 +50,7 @@ def grood_bank(rows: Rows, prototypes: Prototypes) -> GroodBank:
 
     # In blocks, as distances to all classes are [N, C].
     blocks = (features[start : start + 4096] for start in range(0, len(features), 4096))
-    gradients = [prototype_gradient(block, prototypes) for block in blocks]
+    gradients = [_gradients(block, prototypes) for block in blocks]
     return GroodBank(prototypes, jnp.concatenate(gradients))
 
 

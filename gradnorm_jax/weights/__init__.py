@@ -1,4 +1,5 @@
-"""Weights files of any framework as arrays by key, and where public ones are. Nothing is unpickled.
+"""Weights files of any framework as arrays by key, and where public ones are.
 
-What the keys mean is told by the layouts of `gradnorm_jax.models`.
+Nothing that is in a file is run. What the keys mean is told by the layouts of
+`gradnorm_jax.models`.
 """

@@ -1,7 +1,6 @@
 """Files from the web: resumed, checked, and whole or not there at all."""
 
 import contextlib
-import fcntl
 import hashlib
 import http.client
 import logging
@@ -65,8 +64,7 @@ def _download(url: str, path: Path, progress: bool | Track | None) -> Path:
         if not start:
             part.unlink(missing_ok=True)
             version.write_text(response.headers["ETag"] or response.headers["Last-Modified"] or "")
-        length = response.headers["Content-Length"]
-        total = None if length is None else start + int(length)
+        total = None if response.length is None else start + response.length
         with open(part, "ab") as file, show_progress(progress) as track:
             steps = None if total is None else math.ceil((total - start) / _CHUNK)
             for chunk in track(_chunks(response), f"{path.name}, MiB", steps):
@@ -123,16 +121,20 @@ def _check(file: Path, path: Path, sha256: str, remedy: str) -> None:
             f"no SHA-256 of {path.name} is recorded; {digest} is noted in {note} and checked from "
             "now on"
         )
-    expected = sha256 or note.read_text().partition(" ")[0]
+    expected, source = sha256, "recorded"
+    if not sha256:
+        expected, source = note.read_text().partition(" ")[0], f"noted in {note}"
     if not digest.startswith(expected):
         raise ValueError(
             f"{path.name} is damaged or another file: its SHA-256 begins {digest[:16]} in place of "
-            f"{expected[:16]}; {remedy}"
+            f"{expected[:16]}, which is {source}; {remedy}"
         )
 
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
+    import fcntl  # not on every system
+
     with open(path.with_name(f"{path.name}.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

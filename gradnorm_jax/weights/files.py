@@ -24,6 +24,7 @@ READERS: Mapping[str, Callable[[Path], Stored]] = {
     ".pt": open_torch,
     ".pth": open_torch,
     ".th": open_torch,
+    ".ckpt": open_torch,
     ".tar": open_torch,
 }
 """Who reads which files. Orbax's checkpoints are folders."""
@@ -68,6 +69,7 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Mapping[str, Any]
         raise ValueError(
             f"weights are written as .safetensors or .npz, got {path}; end the path in one of them"
         )
+    path.parent.mkdir(parents=True, exist_ok=True)
     # Copied where need be: the order in memory of a transposed array is not that of its shape.
     arrays = {key: np.ascontiguousarray(array) for key, array in checkpoint.items()}
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:

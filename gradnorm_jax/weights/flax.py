@@ -1,6 +1,5 @@
 """What Flax's training codebases save: msgpack files and Orbax's folders."""
 
-import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,23 +19,21 @@ def open_msgpack(path: Path) -> Stored:
     with readable(path, "write it again with flax.serialization.to_bytes"):
         restored = serialization.msgpack_restore(path.read_bytes())
         if not isinstance(restored, Mapping):
-            raise ValueError(f"it holds a {type(restored).__name__}, which is no tree of arrays")
+            raise ValueError(f"a {type(restored).__name__} is no tree of arrays")
         return stored_arrays(_only_arrays(flax_leaves(restored)))
 
 
 def open_orbax(path: Path) -> Stored:
     """A folder of Orbax: a checkpoint, or the step of a `CheckpointManager`."""
     import orbax.checkpoint as ocp
+    from etils import epath
 
-    folder = _find_item(path)
+    folder = epath.Path(_find_item(path))
+    handler = ocp.PyTreeCheckpointHandler()
     remedy = "save it again with Orbax"
-    # It reports that a step's item has no metadata of its own, which is as it should be.
-    logging.getLogger("absl").setLevel(logging.ERROR)
     with readable(path, remedy):
-        checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        metadata: Any = checkpointer.metadata(folder)
-        tree = getattr(metadata, "item_metadata", metadata).tree
-        leaves = flax_leaves(tree)
+        metadata: Any = handler.metadata(folder)
+        leaves = flax_leaves(metadata.tree)
         headers = {
             name: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype)
             for name, leaf in leaves.items()
@@ -44,13 +41,15 @@ def open_orbax(path: Path) -> Stored:
 
     def read(keys: Iterable[str]) -> Checkpoint:
         wanted = {id(leaves[key]) for key in keys}
-        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-        item = jax.tree.map(lambda leaf: leaf if id(leaf) in wanted else ocp.PLACEHOLDER, tree)
+        as_arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), metadata.tree)
+        item = jax.tree.map(
+            lambda leaf: leaf if id(leaf) in wanted else ocp.PLACEHOLDER, metadata.tree
+        )
         with readable(path, remedy):
-            restored = checkpointer.restore(
+            restored = handler.restore(
                 folder, args=ocp.args.PyTreeRestore(item=item, restore_args=as_arrays)
             )
-        return {key: np.asarray(value) for key, value in flax_leaves(restored).items()}
+        return flax_leaves(restored)
 
     return Stored(headers, read)
 
@@ -58,7 +57,7 @@ def open_orbax(path: Path) -> Stored:
 def _only_arrays(leaves: dict[str, Any]) -> dict[str, Any]:
     for name, leaf in leaves.items():
         if not isinstance(leaf, np.ndarray | np.generic):
-            raise ValueError(f"{name} is a {type(leaf).__name__} and no array")
+            raise ValueError(f"{name} is of type {type(leaf).__name__} and no array")
     return leaves
 
 

@@ -29,9 +29,7 @@ def open_torch(path: Path) -> Stored:
         try:
             saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         except Exception as error:
-            if found := re.search(r"Unsupported global: GLOBAL (\S+)", str(error)):
-                raise ValueError(f"it holds a pickled {found[1]}") from error
-            raise
+            raise ValueError(_reason(str(error)) or type(error).__name__) from error
         tensors = _tensors(unwrap(saved))
         headers = {key: _header(tensor) for key, tensor in tensors.items()}
 
@@ -42,6 +40,17 @@ def open_torch(path: Path) -> Stored:
     return Stored(headers, read)
 
 
+def _reason(message: str) -> str:
+    """Why PyTorch refuses a file, without its pages of advice, some of which is dangerous."""
+    if found := re.search(r"Unsupported global: GLOBAL (\S+)", message):
+        return f"it holds a pickled {found[1]}"
+    if "TorchScript" in message:
+        return "it is a TorchScript archive"
+    if "Weights only load failed" in message:
+        return "it is no file of torch.save"
+    return message.partition("\n")[0].partition(". ")[0]
+
+
 def _tensors(saved: Any) -> dict[str, Any]:
     import torch
 
@@ -50,7 +59,7 @@ def _tensors(saved: Any) -> dict[str, Any]:
     for key, value in saved.items():
         if not (isinstance(key, str) and isinstance(value, torch.Tensor)):
             raise ValueError(
-                f"it is no state dict: the entry {key!r} is a {type(value).__name__} and no tensor"
+                f"it is no state dict: the entry {key!r} is of type {type(value).__name__}"
             )
     return dict(saved)
 

@@ -10,6 +10,7 @@ import grain
 import pytest
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import dataset_builder
+from tensorflow_datasets.core.download import downloader
 
 from gradnorm_jax.data import tfrecord
 from gradnorm_jax.data.open_source import open_source
@@ -280,3 +281,19 @@ def test_real_images(tmp_path, shared_data):
 def test_tfds_knows_the_sets_of_this_package():
     names = {"inaturalist_ood", "sun_ood", "places_ood"}
     assert names <= set(tfds.list_builders(with_community_datasets=False))
+
+
+def test_others_keep_their_number_of_retries(tmp_path, monkeypatch):
+    kept = downloader.MAX_RETRIES
+    assert kept > 3  # importing the module has not changed it
+    meanwhile = []
+
+    def refuse(*args, **kwargs):
+        meanwhile.append(downloader.MAX_RETRIES)
+        raise OSError("no network")
+
+    monkeypatch.setattr(dataset_builder.DatasetBuilder, "download_and_prepare", refuse)
+    with pytest.raises(OSError, match="no network"):
+        prepare("sun_ood", data_dir=tmp_path)
+    assert meanwhile == [3]
+    assert kept == downloader.MAX_RETRIES

@@ -38,7 +38,9 @@ def test_they_are_at_hand_after_a_bare_import():
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_detector_gives_a_score_per_image(name, model, batch):
-    detector = only(name)
+    # There are six images.
+    options = {"exgrad": "(sign=1)", "knn": "(k=2)", "nnguide": "(k=2)"}.get(name, "")
+    detector = only(name + options)
     state = detector.fit and detector.fit.state(*examples_of(model, batch))
     values = detector.score(state, model, batch)
     assert values.shape == (6,)
@@ -56,6 +58,10 @@ def test_every_detector_gives_a_score_per_image(name, model, batch):
         ("gradnorm", "outputs"),
         ("gradnorm(autodiff=true)", "network"),
         ("gradnorm(select=all)", "network"),
+        ("residual_norm", "logits"),
+        ("feature_hessian", "logits"),
+        ("gradpca(aggregate=max)", "outputs"),
+        ("grood(size=4)", "outputs"),
     ],
 )
 def test_what_each_needs_is_all_it_reads(spec, needs, model, batch):

@@ -394,6 +394,7 @@ def nothing(state, model, batch):
         ({"fit": (inputs(5), [-1] * 5)}, "training images have labels outside of 0..2"),
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"max_undecodable": 2}, "max_undecodable is a fraction from 0 to 1, got 2"),
+        ({"wait_seconds": float("nan")}, "wait_seconds must be at least 0, got nan"),
         ({"process": (2, 2)}, r"process must be \(i, n\) with 0 <= i < n, got \(2, 2\)"),
         (
             {"process": (0, 2)},

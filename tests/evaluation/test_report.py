@@ -1,11 +1,14 @@
+import dataclasses
+import io
 import json
 
 import numpy as np
 import pytest
+import rich.console
 
 from gradnorm_jax import metrics
 from gradnorm_jax.data.stream import Excluded
-from gradnorm_jax.evaluation import report
+from gradnorm_jax.evaluation import report, tables
 from gradnorm_jax.evaluation.records import ID, ScoreTable
 from gradnorm_jax.evaluation.report import Result
 from gradnorm_jax.text import escape_markdown, printable
@@ -19,13 +22,13 @@ def make_table(shift, detectors, excluded=(), count=30):
 
 
 def make_result(detectors=("msp", "gradnorm"), sets=("far", "near"), excluded=(), **options):
-    tables = {ID: make_table(0, detectors, excluded)}
-    tables |= {name: make_table(1.0 + i, detectors) for i, name in enumerate(sets)}
+    by_set = {ID: make_table(0, detectors, excluded)}
+    by_set |= {name: make_table(1.0 + i, detectors) for i, name in enumerate(sets)}
     cells = {
-        d: {s: metrics.evaluate_scores(tables[ID].scores[d], tables[s].scores[d]) for s in sets}
+        d: {s: metrics.evaluate_scores(by_set[ID].scores[d], by_set[s].scores[d]) for s in sets}
         for d in detectors
     }
-    return Result(tables, cells, **options)
+    return Result(by_set, cells, **options)
 
 
 def test_metrics_by_detector_and_set():
@@ -58,7 +61,7 @@ def test_print_shows_the_table_and_what_it_leaves_out():
 def test_averages_by_hand():
     cells = make_result().metrics["msp"]
     mean = (cells["near"].auroc.value + cells["far"].auroc.value) / 2
-    assert report.averages(cells.values())["auroc"] == pytest.approx(mean)
+    assert tables.averages(cells.values())["auroc"] == pytest.approx(mean)
 
 
 EVIL = "<script>alert(1)</script>"
@@ -122,6 +125,80 @@ def test_every_excluded_file_is_listed_even_if_their_ids_are_equal():
         {"id": "1.png", "reason": "c", "position": 3},
     ]
     assert listed["fit"] == listed["ID"][1:]
+
+
+def make_clear_result():
+    """`good` is better than `fair` and `bad` on `far`; on `near` none is better than another."""
+    rng = np.random.default_rng(1)
+    shifts = {"good": 3.0, "fair": 1.5, "bad": 0.0}
+    empty = np.zeros(200, np.int64)
+
+    def table(shift_of):
+        scores = {d: (rng.normal(size=200) - shift_of(d)).astype(np.float32) for d in shifts}
+        return ScoreTable(empty, [str(i) for i in range(200)], empty, empty, scores, ())
+
+    by_set = {ID: table(lambda d: 0), "far": table(shifts.get), "near": table(lambda d: 0)}
+    cells = {
+        d: {
+            name: metrics.evaluate_scores(by_set[ID].scores[d], by_set[name].scores[d])
+            for name in ("far", "near")
+        }
+        for d in shifts
+    }
+    return Result(by_set, cells)
+
+
+def test_the_best_and_all_that_are_not_worse_are_marked():
+    result = make_clear_result()
+    values = {
+        (d, name): [
+            f"{100 * getattr(result[d, name], metric).value:.2f}"
+            for metric in tables.HEADLINE.values()
+        ]
+        for d in result.metrics
+        for name in ("far", "near")
+    }
+    text, markdown, page = str(result), report.summary(result), result._repr_html_()
+    for (d, name), numbers in values.items():
+        leads = name == "near" or d == "good"
+        show = (lambda x: f"**{x}**") if leads else str
+        assert f"| {' / '.join(map(show, numbers))} |" in markdown
+        show = (lambda x: f"<b>{x}</b>") if leads else str
+        assert f"<td>{' / '.join(map(show, numbers))}</td>" in page
+        assert f"{' '.join((' *'[leads] + x) for x in numbers)}  " in text
+    for shown in (text.replace("\n", " "), markdown, page):
+        assert "not significantly worse at the 5 % level" in shown
+    assert "significantly" not in str(make_result(detectors=("msp",)))
+
+
+def test_tests_as_json():
+    result = make_clear_result()
+    best = json.loads(json.dumps(report.to_dict(result)))["best"]["far"]["auroc"]
+    assert best["detector"] == "good"
+    assert list(best["against"]) == ["fair", "bad"]
+    test = result.compare("good", "bad")["far"]["auroc"]
+    assert test.difference == result["good", "far"].auroc.value - result["bad", "far"].auroc.value
+    expected = dataclasses.asdict(test) | {"holm_p_value": 2 * test.p_value}
+    assert best["against"]["bad"] == pytest.approx(expected)
+    assert report.to_dict(make_result(detectors=("msp",)))["best"] == {}
+
+
+def test_compare_names_the_detectors_there_are():
+    with pytest.raises(KeyError, match="'odin'; detectors: good, fair, bad"):
+        make_clear_result().compare("good", "odin")
+
+
+@pytest.mark.parametrize(("width", "tables_shown"), [(80, 3), (160, 1)])
+def test_fifty_detectors_take_a_line_each(width, tables_shown):
+    names = [f"gradnorm(ord={i})" for i in range(50)]
+    result = make_result(names, ("iNaturalist", "SUN", "Places", "Textures"))
+    console = rich.console.Console(file=io.StringIO(), width=width)
+    console.print(report.to_rich(result))
+    lines = console.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    for name in names:
+        assert sum(line.strip().startswith(name) for line in lines) == tables_shown
+    assert len(lines) < (50 + 6) * tables_shown + 3
 
 
 def test_metrics_as_json():

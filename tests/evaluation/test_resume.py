@@ -1,5 +1,6 @@
 """Runs in a folder that are interrupted, shared or damaged, and come out the same."""
 
+import contextlib
 import dataclasses
 import itertools
 import platform
@@ -343,15 +344,28 @@ def test_damaged_rows_are_named_and_made_again(model, whole, tmp_path, file, how
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "flipped"])
-def test_damaged_statistics_are_named_and_made_again_once_deleted(model, whole, tmp_path, how):
+def test_damaged_statistics_are_named_and_made_again(model, whole, tmp_path, how, caplog):
     run(model, tmp_path)
     path = tmp_path / "statistics" / "00000-of-00001.safetensors"
     damage(path, how)
-    with pytest.raises(ValueError, match=rf"{path} is damaged \(\w+\); delete it and run the same"):
-        run(model, tmp_path)
-    path.unlink()
     run(model, tmp_path)
+    (record,) = caplog.records
+    assert record.message.startswith(f"{path} is damaged (")
+    assert record.message.endswith("; now it is written again")
     assert read_files(tmp_path) == read_files(whole / "plain")
+
+
+def test_damaged_statistics_of_another_process_are_not_there_yet(model, tmp_path):
+    with pytest.raises(Interrupted):
+        run(model, tmp_path, process=(0, 2), wait_seconds=0)
+    with contextlib.suppress(Unfinished):
+        run(model, tmp_path, process=(1, 2), wait_seconds=0)
+    damage(tmp_path / "statistics" / "00001-of-00002.safetensors", "flipped")
+    with pytest.raises(Interrupted, match="process 1 of 2 has not finished fitting"):
+        run(model, tmp_path, process=(0, 2), wait_seconds=0)
+    with contextlib.suppress(Unfinished):
+        run(model, tmp_path, process=(1, 2), wait_seconds=0)
+    assert run(model, tmp_path, process=(0, 2), wait_seconds=0)["mahalanobis", "far"]
 
 
 @pytest.mark.parametrize("kind", ["cache", "loaders"])

@@ -20,7 +20,7 @@ from flax import linen as nn
 from PIL import Image
 
 import gradnorm_jax as gj
-from experiments import train_cifar, training
+from experiments import runs, train_cifar, training
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.models import get_architecture, load_model
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, replicated
@@ -66,7 +66,7 @@ def options(images, tmp_path):
 
 def test_parquet_files_are_read_as_they_are(images):
     path, pixels, labels = images
-    read, found = training.read_images(str(path), PREPROCESS)
+    read, found = train_cifar.read_images(str(path), PREPROCESS)
     np.testing.assert_array_equal(read, pixels)
     np.testing.assert_array_equal(found, labels)
 
@@ -85,6 +85,17 @@ def test_augmentation_takes_squares_of_the_padded_image_and_their_mirror_images(
     assert (matches | mirrored).any(0).all()
     again = training.augment(jax.random.key(0), pixels, 4, padding=2)
     np.testing.assert_array_equal(augmented, again)
+
+
+def test_what_cannot_be_trained_on_is_refused(options):
+    data = train_cifar.read_data(options)
+    with pytest.raises(ValueError, match="64 images are less than one batch of 128"):
+        train_cifar.train(dataclasses.replace(options, batch_size=128), data)
+    unlabelled = data._replace(train=(data.train[0], np.full(64, -1)))
+    with pytest.raises(ValueError, match="has images without label"):
+        train_cifar.train(options, unlabelled)
+    with pytest.raises(ValueError, match="cannot read OOD set 'folder'; write NAME=DATA"):
+        train_cifar.read_data(dataclasses.replace(options, ood=("folder",)))
 
 
 def test_the_optimizer_is_that_of_pytorch():
@@ -166,18 +177,18 @@ def test_a_run_resumes_to_the_same_bits(tmp_path):
             x = jax.random.normal(jax.random.fold_in(jax.random.key(1), number), (5, 3))
             gradients = jax.grad(lambda p: jnp.square(network.apply({"params": p}, x)).mean())
             state = state.apply_gradients(grads=gradients(state.params))
-            return state, {"norm": float(optax.global_norm(state.params))}
+            return state, {"norm": float(optax.tree.norm(state.params))}
 
-        return training.run_rounds(state, 4, run_round, tmp_path / folder, options)
+        return runs.run_rounds(state, 4, run_round, tmp_path / folder, options)
 
     expected = run("whole")
     with pytest.raises(KilledError):
         run("killed", kill_at=2)
-    history = tmp_path / "killed" / training.HISTORY
+    history = tmp_path / "killed" / runs.HISTORY
     history.write_text(history.read_text() + '{"round": 3, "norm": 0.0}\n')
     found = run("killed")
     jax.tree.map(np.testing.assert_array_equal, found, expected)
-    assert history.read_text() == (tmp_path / "whole" / training.HISTORY).read_text()
+    assert history.read_text() == (tmp_path / "whole" / runs.HISTORY).read_text()
     with pytest.raises(ValueError, match="killed holds a run with seed 0; choose another --out"):
         run("killed", options=Settings(seed=1))
 
@@ -192,7 +203,7 @@ def test_a_killed_run_is_an_undisturbed_one_and_its_weights_score_as_it_did(opti
         """Whether it came to its end, or was killed that many seconds after its first epoch."""
         process = subprocess.Popen([*map(str, line), str(folder)], env=os.environ)
         if kill_after is not None:
-            while not (folder / training.HISTORY).exists():
+            while not (folder / runs.HISTORY).exists():
                 assert process.poll() is None
                 time.sleep(0.05)
             time.sleep(kill_after)
@@ -207,7 +218,7 @@ def test_a_killed_run_is_an_undisturbed_one_and_its_weights_score_as_it_did(opti
     for key in weights[0]:
         np.testing.assert_array_equal(weights[0][key], weights[1][key])
 
-    last = training.read_history(killed)[-1]
+    last = runs.read_history(killed)[-1]
     model = load_model("resnet20_cifar", killed / "weights.npz")
     again = gj.evaluate(
         model, images[1:], {"same": images[1]}, detectors=["gradnorm"], preprocess=PREPROCESS

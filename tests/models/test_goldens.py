@@ -74,26 +74,25 @@ def load(name, formula):
     shapes = json.loads(expected.pop("shapes").tobytes())
     weights = formula.named_weights({key: tuple(shape) for key, shape in shapes.items()})
     weights = {key: array.astype(np.float32) for key, array in weights.items()}
-    variables = to_variables(weights, template(row, 10), find_layout(weights, row).entry)
-    side = min(size, 64) if row.head is None or "fc" in row.head.kernel[0] else size
+    layout = find_layout(weights, row)
+    weights = layout.clean(weights)
+    variables = to_variables(weights, template(row, 10), layout.entry)
     side = size if size < 64 or network.startswith("vit") else 64
     images = jnp.asarray(formula.numbers((2, side, side, 3), seed=0), jnp.float32)
     return Golden(row, row.build(10), variables, images, expected)
 
 
-def assert_agreement(golden):
-    outputs = jax.jit(golden.module.apply)(golden.variables, golden.images)
-    logits = golden.expected["logits"]
+def assert_agreement(golden, outputs):
+    logits, norms = golden.expected["logits"], golden.expected["gradnorm"]
     np.testing.assert_allclose(outputs.logits, logits, rtol=0, atol=1e-4 * np.abs(logits).max())
     if golden.row.head is None:
-        norms = gradnorm_by_name(golden)
+        assert outputs.features is None
+        np.testing.assert_allclose(gradnorm_by_name(golden), norms, rtol=1e-5)
     else:
         features = golden.expected["features"]
-        np.testing.assert_allclose(
-            outputs.features, features, rtol=0, atol=1e-4 * np.abs(features).max()
-        )
-        norms = gj.gradnorm(*outputs)
-    np.testing.assert_allclose(norms, golden.expected["gradnorm"], rtol=1e-5)
+        bound = 1e-4 * np.abs(features).max()
+        np.testing.assert_allclose(outputs.features, features, rtol=0, atol=bound)
+        np.testing.assert_allclose(gj.gradnorm(*outputs), norms, rtol=1e-5)
 
 
 def gradnorm_by_name(golden):
@@ -103,19 +102,42 @@ def gradnorm_by_name(golden):
 
 @pytest.mark.parametrize("name", SMALL)
 def test_small_networks(name, formula):
-    assert_agreement(load(name, formula))
+    golden = load(name, formula)
+    model = find_head(golden.row, golden.variables, golden.images)
+
+    @jax.jit
+    def both(model, images):
+        # Of one program, most of which both share.
+        return golden.module.apply(golden.variables, images), model.apply(model.params, images)
+
+    own, found = both(model, golden.images)
+    assert_agreement(golden, own)
+    assert_agreement(golden, found)
+
+
+def find_head(row, variables, images):
+    """What the adapter makes of the module, of the program alone."""
+    images = jax.ShapeDtypeStruct(images.shape, images.dtype)
+    module, has_head = row.build(10), row.head is not None
+    model = gj.from_linen(module, variables, images, find_head=has_head)
+    assert model.head == row.head
+    return model
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_networks(name, formula):
-    assert_agreement(load(name, formula))
+    golden = load(name, formula)
+    assert_agreement(golden, jax.jit(golden.module.apply)(golden.variables, golden.images))
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_keys_and_shapes(name):
-    """No key missing, none too many, without building the weights."""
+def test_keys_shapes_and_head(name):
+    """No key missing, none too many, and the head is found; all without building the weights."""
     shapes = json.loads(np.load(FOLDER / f"{name}.npz")["shapes"].tobytes())
     headers = {k: jax.ShapeDtypeStruct(tuple(s), jnp.float32) for k, s in shapes.items()}
     row = MODELS[name]
-    check_layout(headers, merge(template(row, 10)), find_layout(headers, row).entry)
+    variables = template(row, 10)
+    check_layout(headers, merge(variables), find_layout(headers, row).entry)
+    side = row.image_size
+    find_head(row, variables, jax.ShapeDtypeStruct((2, side, side, 3), jnp.float32))

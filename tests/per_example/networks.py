@@ -11,6 +11,7 @@ from flax import nnx
 from jax import lax
 
 from gradnorm_jax.losses import cross_entropy, kl_to_uniform
+from gradnorm_jax.models import MODELS
 from gradnorm_jax.models.bit import BiT
 from gradnorm_jax.models.mobilenet_v2 import MobileNetV2
 
@@ -271,3 +272,36 @@ ALL = (
     nnx_module,
     odd_convolutions,
 )
+
+
+TABLE = {
+    # network: side of its images, what it has fewer of
+    "resnet18": (24, {"depths": (1, 1)}),
+    "resnet50": (24, {"depths": (1, 1)}),
+    "wide_resnet50_2": (24, {"depths": (1, 1)}),
+    "resnet18_cifar": (8, {"depths": (1, 1)}),
+    "resnet20_cifar": (8, {"depth": 8}),
+    "densenet121": (32, {"depths": (2, 1), "growth": 4}),
+    "densenet101_cifar": (8, {"depth": 10, "growth": 4}),
+    "wide_resnet40_2_cifar": (8, {"depth": 10, "widen": 1}),
+    "vit_ti16": (16, {"depth": 1, "width": 16, "heads": 2, "patch": 8}),
+    "mobilenet_v2_torch": (24, {}),
+    "squeezenet1_1": (32, {}),
+}
+
+
+def of_table(name, dtype):
+    """A network known by name, of which the batch statistics are no parameters."""
+    side, options = TABLE[name]
+    module = MODELS[name].build(CLASSES, dtype=dtype, **options)
+    batch = images(dtype, side, batch=2)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), batch)
+    params = draw(shapes["params"], dtype)
+    state = {
+        key: jax.tree.map(jnp.abs, draw(shapes[key], dtype)) for key in shapes.keys() - {"params"}
+    }
+
+    def loss_fn(state, params, batch):
+        return kl_to_uniform(module.apply({"params": params, **state}, batch).logits)
+
+    return Network(jax.tree_util.Partial(loss_fn, state), params, batch)

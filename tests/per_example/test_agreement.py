@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradnorm_jax.convolution import lower_depthwise
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.per_example import (
     FallbackWarning,
@@ -58,6 +59,14 @@ def test_float32(build):
     for order in (1, 2):
         norms = per_example_grad_norms(*network, ord=order)
         assert_close(norms, reference.norms(gradients, order), 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", networks.TABLE)
+def test_networks_known_by_name(name, x64):
+    network = networks.of_table(name, jnp.float64)
+    gradients = reference.gradients(network)
+    assert_close(per_example_grad_norms(*network), reference.norms(gradients, 1), 1e-10)
 
 
 @pytest.mark.parametrize("order", [0.5, 2, 3.5, np.inf])
@@ -127,6 +136,18 @@ def test_norms_have_derivatives(order, x64):
         for function in (measured, defined)
     )
     assert_close(leaves_by_name(actual), leaves_by_name(expected), 1e-8)
+
+
+def test_convolutions_that_differ_by_platform(x64):
+    """Of the depthwise ones, what is made for CPUs does not hide the kernel from the engine."""
+    network = networks.odd_convolutions(jnp.float64)
+    gradients = reference.gradients(network)
+    network = network._replace(loss_fn=lower_depthwise(network.loss_fn))
+    assert "platform_index" in str(jax.make_jaxpr(network.loss_fn)(network.params, network.batch))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", FallbackWarning)
+        assert_close(per_example_grads(*network), gradients, 1e-10)
+        assert_close(per_example_grad_norms(*network), reference.norms(gradients, 1), 1e-10)
 
 
 def test_bfloat16_activations():

@@ -157,6 +157,22 @@ def test_inside_a_map_over_devices(check_vma):
     check(jax.jit(map_batch(norms, mesh))(*network()[1:]))
 
 
+def test_dense_layers_on_several_rows_inside_a_map_over_devices():
+    def loss(params, batch):
+        return jnp.sin(batch @ params).sum(axis=(1, 2))
+
+    kernel, batch = jnp.linspace(-1, 1, 12).reshape(3, 4), networks.images(jnp.float32, 5, 8)[:, 0]
+    split = PartitionSpec("batch")
+    mapped = jax.shard_map(
+        lambda p, b: per_example_grad_norms(loss, p, b)[""],
+        mesh=batch_mesh(),
+        in_specs=(PartitionSpec(), split),
+        out_specs=split,
+    )
+    expected = per_example_grad_norms(loss, kernel, batch)[""]
+    np.testing.assert_allclose(jax.jit(mapped)(kernel, batch), expected, rtol=1e-5)
+
+
 def test_gradients_stay_split():
     mesh = batch_mesh()
     fn, params, batch = network(13)

@@ -233,11 +233,19 @@ DEFINITIONS = {
 }
 
 
+@pytest.fixture(scope="module")
+def case():
+    """A last layer, training images, test images, and the scores of all in one program."""
+    with jax.enable_x64(True):
+        head = random_head()
+        train = random_examples(head)
+        features = random_examples(head, 12, seed=2).features * 1.5
+        return head, train, features, score(DEFINITIONS, head, train, features)
+
+
 @pytest.mark.parametrize("spec", DEFINITIONS)
-def test_closed_form_is_the_definition(x64, spec):
-    head = random_head()
-    train = random_examples(head)
-    features = random_examples(head, 12, seed=2).features * 1.5
-    expected = DEFINITIONS[spec](head, train, features)
+def test_closed_form_is_the_definition(x64, spec, case):
+    *data, actual = case
+    expected = DEFINITIONS[spec](*data)
     assert np.ptp(expected) > 0.01 * np.abs(expected).max()
-    np.testing.assert_allclose(score(spec, head, train, features), expected, rtol=1e-10)
+    np.testing.assert_allclose(actual[spec], expected, rtol=1e-10)

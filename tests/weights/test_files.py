@@ -5,6 +5,7 @@ import re
 import zipfile
 
 import flax.serialization
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -12,6 +13,8 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors.numpy
 
+from gradnorm_jax.models import MODELS, load_model
+from gradnorm_jax.models.architecture import template
 from gradnorm_jax.weights.files import read_checkpoint, write_checkpoint
 from gradnorm_jax.weights.stored import plain_names
 
@@ -140,7 +143,7 @@ def test_msgpack_of_flax(tmp_path):
     assert listed(read_checkpoint(tmp_path / "bare.msgpack")) == {"a/kernel": PLAIN["a/kernel"]}
     (tmp_path / "w.msgpack").write_bytes(flax.serialization.msgpack_serialize([1]))
     with pytest.raises(
-        ValueError, match=r"w\.msgpack cannot be read .* is no tree of arrays; write"
+        ValueError, match=r"w\.msgpack cannot be read .* a list is no tree of arrays; write"
     ):
         read_checkpoint(tmp_path / "w.msgpack")
 
@@ -162,16 +165,43 @@ def test_folders_of_orbax(tmp_path):
         read_checkpoint(tmp_path / "empty")
 
 
+def test_a_network_with_batch_statistics_comes_back_from_orbax(tmp_path):
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype),
+        template(MODELS["resnet20_cifar"], 7),
+    )
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "state", {**variables, "step": 3})
+    model = load_model("resnet20_cifar", tmp_path / "state", on_host=True)
+    read = {"params": model.params, **model.state}
+    jax.tree.map(np.testing.assert_array_equal, read, variables)
+
+
 def test_shapes_in_orbax_are_checked_before_anything_is_read(tmp_path, monkeypatch):
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "one", state())
-    monkeypatch.setattr(ocp.Checkpointer, "restore", lambda *_, **__: pytest.fail("read"))
+    monkeypatch.setattr(
+        ocp.PyTreeCheckpointHandler, "restore", lambda *_, **__: pytest.fail("read")
+    )
 
     def refuse(headers):
         raise ValueError(str({key: header.shape for key, header in headers.items()}))
 
-    with pytest.raises(ValueError, match=r"'a/kernel': \(2, 3\), 'bn/mean': \(2,\)|'bn/mean'"):
+    with pytest.raises(ValueError, match=r"'a/kernel': \(2, 3\)"):
         read_checkpoint(tmp_path / "one", refuse)
+
+
+def test_a_damaged_folder_of_orbax_is_one_sentence(tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "one", state())
+    (data,) = (tmp_path / "one" / "d").iterdir()
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match=r"one cannot be read .*; save it again with Orbax$"
+    ) as error:
+        read_checkpoint(tmp_path / "one")
+    assert len(str(error.value)) < 600
 
 
 @pytest.mark.parametrize(
@@ -203,6 +233,9 @@ def test_two_arrays_of_one_name_are_refused():
 def test_writing_keeps_the_order_of_transposed_arrays(tmp_path):
     array = np.arange(6.0).reshape(2, 3).T
     for name in ("w.safetensors", "w.npz"):
-        write_checkpoint(tmp_path / name, {"a": array, "b": jnp.ones(2)})
-        assert listed(read_checkpoint(tmp_path / name)) == {"a": array.tolist(), "b": [1.0, 1.0]}
-    assert {each.name for each in tmp_path.iterdir()} == {"w.safetensors", "w.npz"}
+        write_checkpoint(tmp_path / "new" / name, {"a": array, "b": jnp.ones(2)})
+        assert listed(read_checkpoint(tmp_path / "new" / name)) == {
+            "a": array.tolist(),
+            "b": [1.0, 1.0],
+        }
+    assert {each.name for each in (tmp_path / "new").iterdir()} == {"w.safetensors", "w.npz"}

@@ -3,6 +3,7 @@
 import io
 import zipfile
 
+import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -156,11 +157,12 @@ def whole_files(tmp_path_factory):
     found = {"a": np.arange(30.0), "b": np.ones((2, 3), np.float32)}
     np.savez_compressed(folder / "w.npz", **found)
     safetensors.numpy.save_file(found, folder / "w.safetensors")
+    (folder / "w.msgpack").write_bytes(flax.serialization.to_bytes({"params": found, "step": 3}))
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-@given(data=st.data(), name=st.sampled_from(["w.npz", "w.safetensors"]))
-@settings(max_examples=300, deadline=5000)
+@given(data=st.data(), name=st.sampled_from(["w.npz", "w.safetensors", "w.msgpack"]))
+@settings(max_examples=400, deadline=5000)
 def test_any_damage_is_survived_or_refused(tmp_path_factory, whole_files, data, name):
     content = bytearray(whole_files[name])
     for _ in range(data.draw(st.integers(1, 4))):

@@ -1,0 +1,254 @@
+"""Convolutions, and the gradients of their kernels, made of products.
+
+There is one product for every offset (a, b) in the kernel, of the input shifted by that offset. In
+a depthwise convolution it is that with the kernel's entry, channel by channel,
+
+    y[h, w, i] = sum_{a, b} x[h + a, w + b, i] K[a, b, i]
+
+and in the gradient of any kernel that with the output's cotangent, a product of matrices:
+
+    dK[a, b, i, o] = sum_{h, w} x[h + a, w + b, i] g[h, w, o]
+
+Batched over examples these stay what they are. The kernel gradient that JAX derives becomes a
+grouped convolution: slow, and wrong where the compiler partitions it over devices.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.extend import core
+
+from gradnorm_jax.jaxprs import Rule, body, eval_jaxpr, everywhere, own_rule, shape_of
+
+Parameters = dict[str, Any]
+"""Of `lax.conv_general_dilated_p`, as an equation of a jaxpr holds them."""
+
+Array = jax.Array | jax.ShapeDtypeStruct
+
+_MANY_OFFSETS = 64
+"""As many products take seconds to compile, once for each layer and derivative."""
+
+
+class Geometry(NamedTuple):
+    """A convolution in the order `[N, *space, C]`, with a kernel `[*space, C / groups, O]`.
+
+    Attributes:
+        kernel: spatial extent of the kernel.
+        output: spatial extent of the output.
+        strides: of the window.
+        dilation: of the kernel.
+        padding: `(low, high, interior)` of each spatial axis of the input.
+    """
+
+    kernel: tuple[int, ...]
+    output: tuple[int, ...]
+    strides: tuple[int, ...]
+    dilation: tuple[int, ...]
+    padding: tuple[tuple[int, int, int], ...]
+
+
+def convolve(lhs: jax.Array, rhs: jax.Array, parameters: Parameters) -> jax.Array:
+    """The convolution, by products on processors where they are faster: see `is_depthwise`."""
+    plain = functools.partial(lax.conv_general_dilated_p.bind, **parameters)
+    if not is_depthwise(lhs, rhs, parameters):
+        return plain(lhs, rhs)
+    # Differentiated, the shifted inputs are made again: kept, they are as many as the offsets.
+    products = functools.partial(_sum_of_products, parameters=parameters)
+    recomputed = jax.checkpoint(products, prevent_cse=False)
+    return lax.platform_dependent(lhs, rhs, cpu=recomputed, default=plain)
+
+
+def is_depthwise(lhs: Array, rhs: Array, parameters: Parameters) -> bool:
+    """Whether each channel of the input is convolved by itself, with a kernel of usual size.
+
+    XLA for CPUs takes 5 to 40 times as long for these convolutions as for their products.
+    """
+    numbers = parameters["dimension_numbers"]
+    channels = lhs.shape[numbers.lhs_spec[1]]
+    return (
+        1 < channels == parameters["feature_group_count"]
+        and math.prod(rhs.shape[axis] for axis in numbers.rhs_spec[2:]) <= _MANY_OFFSETS
+        and parameters["batch_group_count"] == 1
+        and all(jnp.issubdtype(operand.dtype, jnp.floating) for operand in (lhs, rhs))
+    )
+
+
+def lower_depthwise(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` with its depthwise convolutions done by `convolve`, wherever they are in it."""
+
+    @functools.wraps(function)
+    def lowered(*arguments: Any) -> Any:
+        program, shapes = jax.make_jaxpr(function, return_shape=True)(*arguments)
+        results = eval_jaxpr(program, depthwise_rule, *jax.tree.leaves(arguments))
+        return jax.tree.unflatten(jax.tree.structure(shapes), results)
+
+    return lowered
+
+
+def depthwise_rule(equation: core.JaxprEqn) -> Rule | None:
+    """The rule `convolve` for depthwise convolutions, those in loops and branches included."""
+    return everywhere(_convolve_rule)(equation)
+
+
+def _convolve_rule(equation: core.JaxprEqn) -> Rule | None:
+    if equation.primitive.name != "conv_general_dilated":
+        return None
+    lhs, rhs = map(shape_of, equation.invars)
+    if not is_depthwise(lhs, rhs, equation.params):
+        return None
+    return functools.partial(convolve, parameters=equation.params)
+
+
+def plain_rule(equation: core.JaxprEqn) -> Rule | None:
+    """The convolution itself in place of what `convolve` made of it, None for all else."""
+    choice = equation.primitive.name == "cond" and equation.params.get("branches_platforms")
+    default = body(equation.params["branches"][-1]).eqns if choice else []
+    if [each.primitive.name for each in default] != ["conv_general_dilated"]:
+        return None
+    return lambda index, *operands: [own_rule(default[0])(*operands)]
+
+
+def kernel_gradient(
+    lhs: jax.Array,
+    rhs: Array,
+    cotangent: jax.Array,
+    parameters: Parameters,
+    *,
+    joined: bool = False,
+) -> jax.Array:
+    """Gradient with respect to `rhs`, of its shape and type.
+
+    With `joined` it is a single product, fastest for a few examples; without, the input is not
+    copied once for each offset unless the copies are small.
+    """
+    x, geometry = _channels_last(lhs, rhs, parameters)
+    g = _result_channels_last(cotangent, parameters)
+    groups, precision = parameters["feature_group_count"], parameters["precision"]
+    if groups > 1:
+        products = [_grouped_product(v, g, groups, precision) for v in _patches(x, geometry, 0)]
+    else:
+        axes = len(geometry.kernel) if joined else _axes_to_join(geometry, x, g)
+        products = [_product(v, g, precision) for v in _patches(x, geometry, axes)]
+    channels = x.shape[-1] // groups
+    gradient = jnp.stack(products).reshape(*geometry.kernel, channels, g.shape[-1])
+    output, channel, *space = parameters["dimension_numbers"].rhs_spec
+    return gradient.transpose(np.argsort([*space, channel, output])).astype(rhs.dtype)
+
+
+def as_matrices(
+    lhs: jax.Array, rhs: Array, cotangent: jax.Array, parameters: Parameters
+) -> tuple[jax.Array, jax.Array]:
+    """X `[R, K]` and G `[R, O]` such that the kernel's gradient holds the entries of X^T G.
+
+    R counts output positions, K the weights of one output. For convolutions without groups.
+    """
+    x, geometry = _channels_last(lhs, rhs, parameters)
+    g = _result_channels_last(cotangent, parameters)
+    (patches,) = _patches(x, geometry, len(geometry.kernel))
+    return patches.reshape(-1, patches.shape[-1]), g.reshape(-1, g.shape[-1])
+
+
+def _sum_of_products(lhs: jax.Array, rhs: jax.Array, parameters: Parameters) -> jax.Array:
+    """A depthwise convolution."""
+    numbers = parameters["dimension_numbers"]
+    x, geometry = _channels_last(lhs, rhs, parameters)
+    x = x.astype(np.promote_types(x.dtype, np.float32))
+    output, channel, *space = numbers.rhs_spec
+    ones, channels = (1 for _ in x.shape[:-1]), x.shape[-1]
+    # Several outputs of one channel stand beside each other.
+    kernel = rhs.astype(x.dtype).transpose(*space, channel, output)
+    kernel = kernel.reshape(-1, *ones, channels, kernel.shape[-1] // channels)
+    patches = (patch[..., None] for patch in _patches(x, geometry, 0))
+    y = functools.reduce(jnp.add, map(jnp.multiply, patches, kernel))
+    y = y.reshape(*y.shape[:-2], -1)
+    batch, channel, *space = numbers.out_spec
+    y = y.transpose(np.argsort([batch, *space, channel]))
+    return y.astype(parameters["preferred_element_type"] or lhs.dtype)
+
+
+def _channels_last(
+    lhs: jax.Array, rhs: Array, parameters: Parameters
+) -> tuple[jax.Array, Geometry]:
+    numbers = parameters["dimension_numbers"]
+    batch, channel, *space = numbers.lhs_spec
+    x = lhs.transpose(batch, *space, channel)
+    kernel = np.asarray([rhs.shape[axis] for axis in numbers.rhs_spec[2:]])
+    dilation, strides = parameters["rhs_dilation"], parameters["window_strides"]
+    pairs = zip(parameters["padding"], parameters["lhs_dilation"], strict=True)
+    padding = tuple((low, high, spacing - 1) for (low, high), spacing in pairs)
+    low, high, interior = np.transpose(padding)
+    size = np.asarray(x.shape[1:-1])
+    room = low + high + size + interior * np.maximum(size - 1, 0)
+    window = (kernel - 1) * dilation + 1
+    output = np.maximum((room - window) // strides + 1, 0)
+    return x, Geometry(tuple(kernel.tolist()), tuple(output.tolist()), strides, dilation, padding)
+
+
+def _result_channels_last(result: jax.Array, parameters: Parameters) -> jax.Array:
+    batch, channel, *space = parameters["dimension_numbers"].out_spec
+    return result.transpose(batch, *space, channel)
+
+
+def _patches(x: jax.Array, geometry: Geometry, joined: int) -> Iterator[jax.Array]:
+    """The input under each offset of the kernel, `[N, *output, block * C]`.
+
+    The offsets along the last `joined` axes of the kernel form one block, those along the others
+    are yielded one after another.
+    """
+    zero = jnp.zeros((), x.dtype)
+    padded = lax.pad(x, zero, ((0, 0, 0), *geometry.padding, (0, 0, 0)))
+
+    def view(offset: tuple[int, ...]) -> jax.Array:
+        start = np.multiply(offset, geometry.dilation)
+        stop = start + np.multiply(np.subtract(geometry.output, 1), geometry.strides) + 1
+        return lax.slice(
+            padded,
+            (0, *start.tolist(), 0),
+            (x.shape[0], *stop.tolist(), x.shape[-1]),
+            (1, *geometry.strides, 1),
+        )
+
+    split = len(geometry.kernel) - joined
+    for outer in itertools.product(*map(range, geometry.kernel[:split])):
+        inner = itertools.product(*map(range, geometry.kernel[split:]))
+        yield jnp.concatenate([view(outer + offset) for offset in inner], axis=-1)
+
+
+def _axes_to_join(geometry: Geometry, x: jax.Array, g: jax.Array) -> int:
+    """How many axes of the kernel to join: all while patches are smaller than the gradient."""
+    if math.prod(geometry.output) <= g.shape[-1]:
+        return len(geometry.kernel)
+    # Products thinner than this are slow.
+    return 0 if x.shape[-1] >= 16 else 1
+
+
+def _product(x: jax.Array, g: jax.Array, precision: Any) -> jax.Array:
+    """`[N, *space, C], [N, *space, O] -> [C, O]`."""
+    axes = tuple(range(x.ndim - 1))
+    return _dot(x, g, ((axes, axes), ((), ())), precision)
+
+
+def _grouped_product(x: jax.Array, g: jax.Array, groups: int, precision: Any) -> jax.Array:
+    """`[N, *space, C], [N, *space, O] -> [C / groups, O]`, every group by itself."""
+    axes = tuple(range(x.ndim - 1))
+    x = x.reshape(*x.shape[:-1], groups, -1)
+    g = g.reshape(*g.shape[:-1], groups, -1)
+    if x.shape[-1] == 1:  # depthwise: no matrices, a sum over positions for each channel
+        return (x * g).sum(axis=axes).reshape(1, -1)
+    group = (x.ndim - 2,)
+    product = _dot(x, g, ((axes, axes), (group, group)), precision)
+    return product.swapaxes(0, 1).reshape(x.shape[-1], -1)
+
+
+def _dot(x: jax.Array, g: jax.Array, dimensions: Any, precision: Any) -> jax.Array:
+    accumulator = np.promote_types(x.dtype, np.float32)
+    return lax.dot_general(
+        x, g, dimensions, precision=precision, preferred_element_type=accumulator
+    )

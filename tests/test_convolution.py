@@ -1,0 +1,152 @@
+"""Depthwise convolutions by products, against XLA's own."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+from jax import lax
+
+from gradnorm_jax.adapters.linen import from_linen
+from gradnorm_jax.convolution import is_depthwise, lower_depthwise
+
+LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CNHW", "HWOI", "NHWC")]
+
+# Channel multiplier, and what else a convolution can be told.
+OPTIONS = {
+    "plain": (1, {"window_strides": (1, 1), "padding": "SAME"}),
+    "strides, dilated kernel": (
+        2,
+        {"window_strides": (2, 1), "rhs_dilation": (1, 2), "padding": [(2, 0), (1, 3)]},
+    ),
+    "negative padding": (3, {"window_strides": (2, 2), "padding": [(-1, 2), (0, 1)]}),
+    "dilated input": (
+        1,
+        {"window_strides": (1, 2), "lhs_dilation": (2, 3), "padding": [(1, 1), (3, 0)]},
+    ),
+}
+
+
+def operands(layout, multiplier, dtype):
+    generator = np.random.default_rng(0)
+    x, kernel = (
+        generator.normal(size=(2, 9, 8, 4)),
+        generator.normal(size=(3, 2, 1, 4 * multiplier)),
+    )
+    x = x.transpose(["NHWC".index(axis) for axis in layout[0]])
+    kernel = kernel.transpose(["HWIO".index(axis) for axis in layout[1]])
+    return jnp.asarray(x, dtype), jnp.asarray(kernel, dtype)
+
+
+def convolve(x, kernel, **options):
+    return lax.conv_general_dilated(x, kernel, **options)
+
+
+def count(function, *arguments):
+    """Convolutions that are left on a CPU."""
+    lowered = jax.jit(function).lower(*arguments)
+    return lowered.as_text().count("stablehlo.convolution")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("case", OPTIONS)
+def test_values_and_gradients(layout, case, x64):
+    multiplier, options = OPTIONS[case]
+    x, kernel = operands(layout, multiplier, jnp.float64)
+    plain = functools.partial(convolve, dimension_numbers=layout, feature_group_count=4, **options)
+
+    def value_and_gradients(function, x, kernel):
+        y, pull_back = jax.vjp(function, x, kernel)
+        return y, pull_back(jnp.cos(y))
+
+    products = functools.partial(value_and_gradients, lower_depthwise(plain))
+    expected = jax.jit(functools.partial(value_and_gradients, plain))(x, kernel)
+    assert count(products, x, kernel) == 0
+    actual = jax.jit(products)(x, kernel)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), actual, expected
+    )
+
+
+def test_bfloat16_is_summed_in_float32():
+    x, kernel = operands(LAYOUTS[0], 1, jnp.bfloat16)
+    options = {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 4}
+    function = functools.partial(convolve, dimension_numbers=LAYOUTS[0], **options)
+    exact = function(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    result = lower_depthwise(function)(x, kernel)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(("groups", "channels"), [(1, 1), (1, 4), (2, 4)])
+def test_other_convolutions_are_left_alone(groups, channels):
+    x, kernel = jnp.ones((1, 5, 5, channels)), jnp.ones((3, 3, channels // groups, 4))
+    function = functools.partial(
+        convolve,
+        window_strides=(1, 1),
+        padding="SAME",
+        dimension_numbers=LAYOUTS[0],
+        feature_group_count=groups,
+    )
+    assert str(jax.make_jaxpr(lower_depthwise(function))(x, kernel)) == str(
+        jax.make_jaxpr(function)(x, kernel)
+    )
+
+
+def test_integers_are_left_alone():
+    numbers = lax.conv_dimension_numbers((1, 5, 5, 4), (3, 3, 1, 4), LAYOUTS[0])
+    parameters = {"dimension_numbers": numbers, "feature_group_count": 4, "batch_group_count": 1}
+    shapes = [jax.ShapeDtypeStruct(s, jnp.int8) for s in ((1, 5, 5, 4), (3, 3, 1, 4))]
+    assert not is_depthwise(*shapes, parameters)
+
+
+def test_other_platforms_keep_the_convolution():
+    x, kernel = operands(LAYOUTS[0], 1, jnp.float32)
+    function = lower_depthwise(
+        functools.partial(
+            convolve,
+            window_strides=(1, 1),
+            padding="SAME",
+            dimension_numbers=LAYOUTS[0],
+            feature_group_count=4,
+        )
+    )
+    exported = jax.export.export(jax.jit(function), platforms=["tpu"])(x, kernel)
+    assert exported.mlir_module().count("stablehlo.convolution") == 1
+
+
+class Depthwise(nn.Module):
+    """Depthwise convolutions under `jit`, recomputed, in a loop and in a branch."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.remat(nn.Conv)(4, (3, 3), feature_group_count=4)(x)
+        x = nn.jit(nn.Conv)(4, (3, 3), feature_group_count=4)(nn.relu(x))
+        kernel = self.param("kernel", nn.initializers.normal(), (3, 3, 1, 4))
+
+        def step(x, _):
+            y = convolve(
+                x,
+                kernel,
+                window_strides=(1, 1),
+                padding="SAME",
+                dimension_numbers=LAYOUTS[0],
+                feature_group_count=4,
+            )
+            return lax.cond(x.sum() > 0, lambda: x + y, lambda: x - y), None
+
+        x, _ = lax.scan(step, x, length=2)
+        return nn.Dense(3)(x.mean(axis=(1, 2)))
+
+
+def test_wherever_they_are_in_a_classifier():
+    images = jax.random.normal(jax.random.key(0), (2, 6, 6, 4))
+    module = Depthwise()
+    variables = module.init(jax.random.key(1), images)
+    model = from_linen(module, variables, images)
+    logits = module.apply(variables, images)
+    assert count(module.apply, variables, images) == 3
+    assert count(model.apply, model.params, images) == 0
+    np.testing.assert_allclose(model(images).logits, logits, rtol=1e-5, atol=1e-6)
