@@ -68,7 +68,7 @@ def test_the_code_in_the_readme_runs(capsys, tmp_path, monkeypatch):
         assert names["model"](images).logits.shape == (4, 5)
     assert names["scores"].shape == (4,)
     assert names["result"].scores["max_logit", "noise"].shape == (40,)
-    assert names["is_ood"].shape == names["calibrated"].p_value(images).shape == (4,)
+    assert names["decision"].is_ood.shape == names["calibrated"].p_value(images).shape == (4,)
     assert "mahalanobis" in capsys.readouterr().out
 
 

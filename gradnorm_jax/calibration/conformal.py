@@ -168,8 +168,7 @@ def benjamini_hochberg(p_values: ArrayLike, fdr: float = 0.05) -> jax.Array:
         Benjamini, Hochberg (1995), "Controlling the False Discovery Rate".
         Bates et al. (2023), arXiv:2104.08279.
     """
-    if not 0 < fdr < 1:
-        raise ValueError(f"fdr must be above 0 and below 1, got {fdr}")
+    check_fdr(fdr)
     p_values = to_float32_at_least(jnp.asarray(p_values))
     if p_values.ndim != 1:
         raise ValueError(f"p_values must be [B], one for each input, got shape {p_values.shape}")
@@ -177,6 +176,12 @@ def benjamini_hochberg(p_values: ArrayLike, fdr: float = 0.05) -> jax.Array:
     limits = jnp.arange(1, p_values.size + 1).astype(p_values.dtype) * fdr / max(p_values.size, 1)
     largest = jnp.where(ascending <= limits, ascending, -1.0).max(initial=-1.0)
     return p_values <= largest
+
+
+def check_fdr(fdr: float) -> None:
+    """ValueError if it is out of range."""
+    if not 0 < fdr < 1:
+        raise ValueError(f"fdr must be above 0 and below 1, got {fdr}")
 
 
 def _checked(calibration_scores: Any) -> jax.Array:

@@ -335,8 +335,8 @@ def _check_state(fitted: Fitted, preprocess: Prepare) -> None:
 def _allow(module: str, *, trust: Collection[str]) -> None:
     if module not in trust:
         raise ValueError(
-            f"it names code in the module {module!r}, which reading it would run: if you trust it, "
-            f"say so (trust={module})"
+            f"it names code in the module {module!r}, which reading it would run; if you trust "
+            f"that, say so: --trust {module}, or trust=[{module!r}]"
         )
 
 

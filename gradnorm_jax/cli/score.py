@@ -7,12 +7,12 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TextIO
 
 import numpy as np
 import tyro
 
-from gradnorm_jax.calibration import benjamini_hochberg
+from gradnorm_jax.calibration.conformal import benjamini_hochberg, check_fdr
 from gradnorm_jax.calibration.detector_file import load_detector
 from gradnorm_jax.calibration.score_files import FileDecision, score_files
 from gradnorm_jax.data.stream import Excluded
@@ -25,6 +25,7 @@ UNUSABLE = os.EX_DATAERR
 """The status if an image could not be scored, whatever the others are: 65."""
 
 Format = Literal["table", "jsonl", "csv"]
+Write = Callable[[FileDecision], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +71,8 @@ def run_score(options: ScoreOptions) -> int:
     """Prints the decisions as they come; the exit status."""
     if not options.images:
         raise ValueError("no image is given: name files, folders, or - for names from stdin")
+    if options.fdr is not None:
+        check_fdr(options.fdr)
     calibrated = load_detector(
         options.detector,
         weights=options.weights,
@@ -83,12 +86,17 @@ def run_score(options: ScoreOptions) -> int:
         workers=options.workers,
     )
     bad: list[Excluded] = []
-    # Bars and lines would write over each other.
+    # Bars take sys.stdout for theirs, and lines on a terminal would be written over them.
+    write = _WRITERS[options.format](sys.stdout)
+    scored = found = 0
     with show_progress(False if sys.stdout.isatty() else None) as track:
         decisions = _usable(track(results, "images", None), bad)
         if options.fdr is not None:
             decisions = _together(decisions, options.fdr)
-        scored, found = _print_lines(decisions, _WRITERS[options.format]())
+        for each in decisions:
+            write(each)
+            scored += 1
+            found += each.is_ood
     if bad:
         total = scored + len(bad)
         print(f"gradnorm-jax: {len(bad)} of {total} images could not be scored", file=sys.stderr)
@@ -125,40 +133,34 @@ def _together(decisions: Iterable[FileDecision], fdr: float) -> Iterator[FileDec
         yield each._replace(is_ood=bool(is_ood))
 
 
-def _print_lines(
-    decisions: Iterable[FileDecision], write: Callable[[FileDecision], None]
-) -> tuple[int, int]:
-    """How many there are, and how many of them are out-of-distribution."""
-    count = found = 0
-    for each in decisions:
-        write(each)
-        sys.stdout.flush()
-        count += 1
-        found += each.is_ood
-    return count, found
-
-
-def _table() -> Callable[[FileDecision], None]:
-    print(f"{'score':>12}  {'p-value':>9}  {'':3}  {'class':>5}  file")
+def _table(out: TextIO) -> Write:
+    print(f"{'score':>12}  {'p-value':>9}  {'':3}  {'class':>5}  file", file=out)
 
     def write(row: FileDecision) -> None:
         verdict = "out" if row.is_ood else "in"
         print(
             f"{row.score:12.6g}  {row.p_value:9.3g}  {verdict:3}  {row.prediction:5}  "
-            f"{printable(row.file)}"
+            f"{printable(row.file)}",
+            file=out,
+            flush=True,
         )
 
     return write
 
 
-def _jsonl() -> Callable[[FileDecision], None]:
-    return lambda row: print(json.dumps(_fields(row, to_utf8(row.file))))
+def _jsonl(out: TextIO) -> Write:
+    return lambda row: print(json.dumps(_fields(row, to_utf8(row.file))), file=out, flush=True)
 
 
-def _csv() -> Callable[[FileDecision], None]:
-    rows = csv.DictWriter(sys.stdout, FileDecision._fields, lineterminator="\n")
+def _csv(out: TextIO) -> Write:
+    rows = csv.DictWriter(out, FileDecision._fields, lineterminator="\n")
     rows.writeheader()
-    return lambda row: rows.writerow(_fields(row, printable(row.file)))
+
+    def write(row: FileDecision) -> None:
+        rows.writerow(_fields(row, printable(row.file)))
+        out.flush()
+
+    return write
 
 
 def _fields(row: FileDecision, file: str) -> dict[str, object]:
@@ -167,7 +169,7 @@ def _fields(row: FileDecision, file: str) -> dict[str, object]:
     return row._asdict() | {"file": file} | shortened
 
 
-_WRITERS: dict[Format, Callable[[], Callable[[FileDecision], None]]] = {
+_WRITERS: dict[Format, Callable[[TextIO], Write]] = {
     "table": _table,
     "jsonl": _jsonl,
     "csv": _csv,

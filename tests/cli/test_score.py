@@ -169,8 +169,9 @@ def test_decisions_together_keep_a_false_discovery_rate(detector, folder, capsys
     [
         (["nowhere.safetensors", "x.png"], "there is no detector file nowhere.safetensors"),
         (["{detector}"], "no image is given"),
-        (["{detector}", "x.png"], r"names code in the module .* \(trust=.*test_score\)"),
+        (["{detector}", "x.png"], r"names code in the module .* --trust .*test_score,"),
         (["{detector}", "x.png", "--trust", __name__, "--batch-size", "0"], "at least 1: 0"),
+        (["{detector}", "x.png", "--trust", __name__, "--fdr", "5"], "fdr must be above 0 and"),
     ],
 )
 def test_what_is_refused(detector, arguments, message):
