@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any
+from typing import Any, overload
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,10 @@ def to_float32_at_least(x: jax.Array) -> jax.Array:
     return x.astype(jax.dtypes.canonicalize_dtype(np.promote_types(x.dtype, np.float32)))
 
 
+@overload
+def to_common_float(*arrays: ArrayLike) -> tuple[jax.Array, ...]: ...
+@overload
+def to_common_float(*trees: Any) -> Any: ...
 def to_common_float(*trees: Any) -> Any:
     """The trees with all their floating arrays in one type, the widest of them, at least float32.
 
@@ -61,14 +65,6 @@ def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:
             f"{name} must be [B, {size}], one row for each image, got shape {array.shape}{remedy}"
         )
     return to_float32_at_least(array)
-
-
-def to_common_dtype(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
-    """The arrays, numbers or lists in the widest of their types, which is float32 at least."""
-    widened: tuple[jax.Array, ...] = to_common_float(
-        *(to_float32_at_least(jnp.asarray(array)) for array in arrays)
-    )
-    return widened
 
 
 def unit_rows(x: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from gradnorm_jax.detectors import Batch, Detector
 from gradnorm_jax.fitted import Fitted
 from gradnorm_jax.fitted import fit as fit_detector
 from gradnorm_jax.metrics.intervals import Estimate
-from gradnorm_jax.numerics import to_common_dtype
+from gradnorm_jax.numerics import to_common_float
 from gradnorm_jax.types import Model
 
 CALIBRATION = "calibration"
@@ -98,7 +98,7 @@ class Calibrated:
 
     def judge(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The p-values of scores `[B]`, and whether they are out-of-distribution."""
-        threshold, wide = to_common_dtype(self.threshold, scores)
+        threshold, wide = to_common_float(self.threshold, scores)
         # What is not a number never passes.
         return conformal_p_values(self.calibration_scores, scores), ~(wide >= threshold)
 

@@ -20,7 +20,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from gradnorm_jax.metrics.intervals import Estimate, check_options
-from gradnorm_jax.numerics import to_common_dtype, to_float32_at_least
+from gradnorm_jax.numerics import to_common_float, to_float32_at_least
 
 
 def conformal_p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> jax.Array:
@@ -47,7 +47,7 @@ def conformal_p_values(calibration_scores: ArrayLike, scores: ArrayLike) -> jax.
         Vovk, Gammerman, Shafer (2005), "Algorithmic Learning in a Random World".
         Bates et al. (2023), arXiv:2104.08279.
     """
-    calibration, new = to_common_dtype(_checked(calibration_scores), scores)
+    calibration, new = to_common_float(_checked(calibration_scores), scores)
     at_most = jnp.searchsorted(jnp.sort(calibration), new, side="right")
     p_values = (at_most + 1).astype(new.dtype) / (calibration.size + 1)
     return jnp.where(jnp.isnan(new), jnp.nan, p_values)

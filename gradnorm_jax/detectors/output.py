@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit
 from gradnorm_jax.detectors.options import builder
-from gradnorm_jax.numerics import check_count, check_step, check_temperature, to_common_dtype
+from gradnorm_jax.numerics import check_count, check_step, check_temperature, to_common_float
 from gradnorm_jax.scores.output import check_gamma
 from gradnorm_jax.statistics.likelihood import LIKELIHOOD, Likelihood, best_temperature
 from gradnorm_jax.statistics.softmax_sums import SOFTMAX_SUMS, SoftmaxSums, log_templates
@@ -144,7 +144,7 @@ def _entropy(state: None, model: Model, batch: Batch, *, temperature: float) -> 
 
 
 def _at_temperature(state: jax.Array, model: Model, batch: Batch) -> jax.Array:
-    (logits, temperature) = to_common_dtype(batch.outputs.logits, state)
+    (logits, temperature) = to_common_float(batch.outputs.logits, state)
     return scores.msp(logits / temperature)
 
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows, divide_or_zero, to_common_dtype
+from gradnorm_jax.numerics import as_rows, divide_or_zero, to_common_float
 
 
 def she(features: ArrayLike, logits: ArrayLike, patterns: ArrayLike) -> jax.Array:
@@ -137,7 +137,7 @@ def cadref(
         Relative Feature Leveraging", equations 9 to 11. https://arxiv.org/abs/2503.00325
     """
     rows, logits, weights, means = _as_common(features, logits, jnp.asarray(kernel).T, means)
-    score, mean_score, size = to_common_dtype(
+    score, mean_score, size = to_common_float(
         logit_score, mean_logit_score, jnp.abs(rows).sum(axis=1)
     )
     predicted = logits.argmax(axis=1)
@@ -158,4 +158,4 @@ def _as_common(
             f"features of shape {rows.shape} and logits of shape {logits.shape} do not go with "
             f"{weights.shape} weights or means of classes: they must be [B, D], [B, C] and [C, D]"
         )
-    return to_common_dtype(rows, logits, weights, *more)
+    return to_common_float(rows, logits, weights, *more)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows, check_count, to_common_dtype, unit_rows
+from gradnorm_jax.numerics import as_rows, check_count, to_common_float, unit_rows
 from gradnorm_jax.scores.output import energy
 
 _BLOCK = 1 << 24
@@ -70,7 +70,7 @@ def nnguide(
         equation 5. https://arxiv.org/abs/2309.14888
     """
     features, bank = _as_features_and_bank(features, bank, k)
-    scores, energies, features, bank = to_common_dtype(energy(logits), energies, features, bank)
+    scores, energies, features, bank = to_common_float(energy(logits), energies, features, bank)
 
     def guidance(rows: jax.Array) -> jax.Array:
         return mean_of_largest(_products(rows, bank) * energies[None], k)
@@ -113,7 +113,7 @@ def _as_features_and_bank(
     features: ArrayLike, bank: ArrayLike, k: int
 ) -> tuple[jax.Array, jax.Array]:
     check_count("k", k)
-    rows, bank = to_common_dtype(as_rows("features", features, "D"), as_rows("bank", bank, "D"))
+    rows, bank = to_common_float(as_rows("features", features, "D"), as_rows("bank", bank, "D"))
     if rows.shape[1] != bank.shape[1]:
         raise ValueError(
             f"features have {rows.shape[1]} entries, but those of the bank {bank.shape[1]}: fit it "

@@ -11,7 +11,7 @@ from gradnorm_jax.numerics import (
     check_count,
     check_step,
     check_temperature,
-    to_common_dtype,
+    to_common_float,
 )
 
 
@@ -150,7 +150,7 @@ def kl_matching(logits: ArrayLike, log_templates: ArrayLike) -> jax.Array:
     References:
         Hendrycks et al. (2022), section 3. https://arxiv.org/abs/1911.11132
     """
-    logits, log_templates = to_common_dtype(
+    logits, log_templates = to_common_float(
         as_rows("logits", logits, "C"), as_rows("log_templates", log_templates, "C")
     )
     if logits.shape[1] != log_templates.shape[1]:

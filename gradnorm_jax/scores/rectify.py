@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows, check_fraction, divide_or_zero, to_common_dtype
+from gradnorm_jax.numerics import as_rows, check_fraction, divide_or_zero, to_common_float
 from gradnorm_jax.types import Outputs
 
 
@@ -20,7 +20,7 @@ def outputs_of(features: ArrayLike, kernel: ArrayLike, bias: ArrayLike | None = 
         kernel: `[D, C]`.
         bias: `[C]`; none if None.
     """
-    rows, kernel = to_common_dtype(as_rows("features", features, "D"), kernel)
+    rows, kernel = to_common_float(as_rows("features", features, "D"), kernel)
     logits = jnp.matmul(rows, kernel, precision=jax.lax.Precision.HIGHEST)
     return Outputs(rows, logits if bias is None else logits + jnp.asarray(bias, rows.dtype)[None])
 
@@ -32,7 +32,7 @@ def react(features: ArrayLike, threshold: ArrayLike) -> jax.Array:
         Sun, Guo, Li (2021), "ReAct: Out-of-distribution Detection With Rectified Activations",
         equation 1. https://arxiv.org/abs/2111.12797
     """
-    rows, threshold = to_common_dtype(as_rows("features", features, "D"), threshold)
+    rows, threshold = to_common_float(as_rows("features", features, "D"), threshold)
     return jnp.minimum(rows, threshold)
 
 
@@ -48,7 +48,7 @@ def vra(
         Xu et al. (2023), "VRA: Variational Rectified Activation for Out-of-distribution Detection",
         equations 9 (VRA) and 10 (VRA+, where gamma > 0). https://arxiv.org/abs/2302.11716
     """
-    rows, lower, upper = to_common_dtype(as_rows("features", features, "D"), lower, upper)
+    rows, lower, upper = to_common_float(as_rows("features", features, "D"), lower, upper)
     inside = jnp.where(rows > upper, upper, rows + gamma)
     return jnp.where(rows < lower, jnp.zeros_like(rows), inside)
 
@@ -112,7 +112,7 @@ def optfs(features: ArrayLike, theta: ArrayLike, left: ArrayLike, right: ArrayLi
         Zhao et al. (2024), "Towards Optimal Feature-Shaping Methods for Out-of-Distribution
         Detection", equations 6 to 9. https://arxiv.org/abs/2402.00865
     """
-    rows, theta, left, right = to_common_dtype(
+    rows, theta, left, right = to_common_float(
         as_rows("features", features, "D"), theta, left, right
     )
     bins = len(theta)

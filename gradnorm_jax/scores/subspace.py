@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows, divide_or_zero, to_common_dtype
+from gradnorm_jax.numerics import as_rows, divide_or_zero, to_common_float
+from gradnorm_jax.scores.arrays import check_width
 from gradnorm_jax.scores.output import energy, max_logit
 
 
@@ -82,7 +83,7 @@ def vim(features: ArrayLike, logits: ArrayLike, space: Residual, alpha: ArrayLik
         Wang, Li, Feng, Zhang (2022), equation 7 and section 4.2; the form is that of their code.
         https://arxiv.org/abs/2203.10807
     """
-    scores, alpha, rest = to_common_dtype(energy(logits), alpha, residual(features, space))
+    scores, alpha, rest = to_common_float(energy(logits), alpha, residual(features, space))
     return scores + alpha * rest
 
 
@@ -111,10 +112,10 @@ def neco(
         equation 5. Public copies of its script differ in what they divide by: h or s.
         https://arxiv.org/abs/2310.06823
     """
-    rows, largest, mean, scale, directions = to_common_dtype(
+    rows, largest, mean, scale, directions = to_common_float(
         as_rows("features", features, "D"), max_logit(logits), *space
     )
-    _check_width(rows, mean)
+    check_width(rows, len(mean))
     standardised = (rows - mean[None]) / scale[None]
     inside = jnp.matmul(standardised, directions, precision=jax.lax.Precision.HIGHEST)
     share = divide_or_zero(jnp.linalg.norm(inside, axis=1), jnp.linalg.norm(standardised, axis=1))
@@ -122,17 +123,9 @@ def neco(
 
 
 def _length(features: ArrayLike, origin: ArrayLike, directions: ArrayLike) -> jax.Array:
-    rows, origin, directions = to_common_dtype(
+    rows, origin, directions = to_common_float(
         as_rows("features", features, "D"), origin, directions
     )
-    _check_width(rows, origin)
+    check_width(rows, len(origin))
     inside = jnp.matmul(rows - origin[None], directions, precision=jax.lax.Precision.HIGHEST)
     return jnp.linalg.norm(inside, axis=1)
-
-
-def _check_width(rows: jax.Array, origin: jax.Array) -> None:
-    if rows.shape[1:] != origin.shape:
-        raise ValueError(
-            f"features have {rows.shape[1]} entries, but the space was fitted to "
-            f"{origin.shape[0]}: fit it to features of the same network"
-        )

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows, to_common_dtype
+from gradnorm_jax.numerics import as_rows, to_common_float
 
 Carry = TypeVar("Carry")
 
@@ -93,7 +93,7 @@ def weiper(
         Projections". Their code averages densities by position in a batch, so that the last, short
         batch weighs otherwise; here all images weigh the same. https://arxiv.org/abs/2405.17164
     """
-    rows, kernel, bias = to_common_dtype(as_rows("features", features, "D"), kernel, bias)
+    rows, kernel, bias = to_common_float(as_rows("features", features, "D"), kernel, bias)
     densities = jax.tree.map(lambda x: jnp.asarray(x, rows.dtype), densities)
     own, perturbed, confidence = image_densities(
         rows, kernel, bias, densities, perturbation=perturbation

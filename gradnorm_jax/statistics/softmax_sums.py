@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from gradnorm_jax.statistics.softmax import softmax
 from gradnorm_jax.statistics.statistic import Examples, Statistic
 from gradnorm_jax.types import LinearHead
 
@@ -24,11 +25,7 @@ class SoftmaxSums(NamedTuple):
 
 def softmax_sums(logits: np.ndarray) -> SoftmaxSums:
     """The sums of logits `[N, C]`, in float64."""
-    logits = np.asarray(logits, np.float64)
-    shifted = np.exp(logits - logits.max(axis=1, keepdims=True, initial=-np.inf))
-    p = shifted / shifted.sum(axis=1, keepdims=True)
-    classes = logits.argmax(axis=1) if len(logits) else np.zeros(0, np.int64)
-    return _by_class(classes, np.ones(len(p)), p)
+    return _by_class(logits.argmax(axis=1), np.ones(len(logits)), softmax(logits))
 
 
 def log_templates(sums: SoftmaxSums) -> np.ndarray:
