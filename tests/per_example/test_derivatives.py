@@ -46,7 +46,12 @@ def draw_like(tree):
 
 
 @pytest.mark.parametrize(
-    "build", [networks.odd_convolutions, networks.remat, networks.scanned_convolutions]
+    "build",
+    [
+        networks.odd_convolutions,
+        pytest.param(networks.remat, marks=pytest.mark.slow),
+        pytest.param(networks.scanned_convolutions, marks=pytest.mark.slow),
+    ],
 )
 def test_gradients_have_directional_derivatives(build, x64):
     network = build(jnp.float64)
@@ -60,7 +65,7 @@ def test_gradients_have_directional_derivatives(build, x64):
     assert_close(with_engine, along(defined(network, lambda g: g)), 1e-9)
 
 
-@pytest.mark.parametrize("select", [None, "dense"])
+@pytest.mark.parametrize("select", [pytest.param(None, marks=pytest.mark.slow), "dense"])
 def test_hessians_of_2_norms(select, x64):
     """Forward over reverse and reverse over forward, along a direction."""
     network = networks.few_rows(jnp.float64)
