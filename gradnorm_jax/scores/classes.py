@@ -24,7 +24,7 @@ def she(features: ArrayLike, logits: ArrayLike, patterns: ArrayLike) -> jax.Arra
 
     References:
         Zhang et al. (2023), "Out-of-Distribution Detection based on In-Distribution Data Patterns
-        Memorization with Modern Hopfield Energy", equation 8.
+        Memorization with Modern Hopfield Energy".
     """
     rows, logits, patterns = _as_common(features, logits, jnp.asarray(patterns))
     return (rows * patterns[logits.argmax(axis=1)]).sum(axis=1)
@@ -51,7 +51,7 @@ def fdbd(features: ArrayLike, logits: ArrayLike, kernel: ArrayLike, mean: ArrayL
         ValueError: a shape is not as above.
 
     References:
-        Liu, Qin (2024), "Fast Decision Boundary based Out-of-Distribution Detector", equation 5.
+        Liu, Qin (2024), "Fast Decision Boundary based Out-of-Distribution Detector".
         https://arxiv.org/abs/2312.11536
     """
     rows, logits, weights, mean = _as_common(features, logits, jnp.asarray(kernel).T, mean)
@@ -95,8 +95,8 @@ def nci(
         ValueError: a shape is not as above.
 
     References:
-        Liu, Qin (2025), "Detecting Out-of-Distribution through the Lens of Neural Collapse",
-        equation 6. https://arxiv.org/abs/2311.01479
+        Liu, Qin (2025), "Detecting Out-of-Distribution through the Lens of Neural Collapse".
+        https://arxiv.org/abs/2311.01479
     """
     rows, logits, weights, mean = _as_common(features, logits, jnp.asarray(kernel).T, mean)
     centred = rows - mean[None]
@@ -134,7 +134,7 @@ def cadref(
 
     References:
         Ling et al. (2025), "CADRef: Robust Out-of-Distribution Detection via Class-Aware Decoupled
-        Relative Feature Leveraging", equations 9 to 11. https://arxiv.org/abs/2503.00325
+        Relative Feature Leveraging", CVPR.
     """
     rows, logits, weights, means = _as_common(features, logits, jnp.asarray(kernel).T, means)
     score, mean_score, size = to_common_float(

@@ -31,7 +31,7 @@ def knn(features: ArrayLike, bank: ArrayLike, *, k: int = 50) -> jax.Array:
 
     References:
         Sun, Ming, Zhu, Li (2022), "Out-of-Distribution Detection with Deep Nearest Neighbors",
-        equation 1, whose code takes the squared distance too. https://arxiv.org/abs/2204.06507
+        whose code takes the squared distance too. https://arxiv.org/abs/2204.06507
     """
     features, bank = _as_features_and_bank(features, bank, k)
     lengths = (bank**2).sum(axis=1)
@@ -66,8 +66,8 @@ def nnguide(
         ValueError: k is out of range, or a shape is not as above.
 
     References:
-        Park, Jung, Teoh (2023), "Nearest Neighbor Guidance for Out-of-Distribution Detection",
-        equation 5. https://arxiv.org/abs/2309.14888
+        Park, Jung, Teoh (2023), "Nearest Neighbor Guidance for Out-of-Distribution Detection".
+        https://arxiv.org/abs/2309.14888
     """
     features, bank = _as_features_and_bank(features, bank, k)
     scores, energies, features, bank = to_common_float(energy(logits), energies, features, bank)

@@ -116,7 +116,7 @@ def gen(logits: ArrayLike, *, gamma: float = 0.1, top: int = 100) -> jax.Array:
 
     References:
         Liu, Lochman, Zach (2023), "GEN: Pushing the Limits of Softmax-Based Out-of-Distribution
-        Detection", equation 4.
+        Detection".
     """
     check_gamma(gamma)
     check_count("top", top)

@@ -29,8 +29,8 @@ def react(features: ArrayLike, threshold: ArrayLike) -> jax.Array:
     """Features cut off at a threshold: min(h, c).
 
     References:
-        Sun, Guo, Li (2021), "ReAct: Out-of-distribution Detection With Rectified Activations",
-        equation 1. https://arxiv.org/abs/2111.12797
+        Sun, Guo, Li (2021), "ReAct: Out-of-distribution Detection With Rectified Activations".
+        https://arxiv.org/abs/2111.12797
     """
     rows, threshold = to_common_float(as_rows("features", features, "D"), threshold)
     return jnp.minimum(rows, threshold)
@@ -46,7 +46,7 @@ def vra(
 
     References:
         Xu et al. (2023), "VRA: Variational Rectified Activation for Out-of-distribution Detection",
-        equations 9 (VRA) and 10 (VRA+, where gamma > 0). https://arxiv.org/abs/2302.11716
+        VRA, and VRA+ where gamma > 0. https://arxiv.org/abs/2302.11716
     """
     rows, lower, upper = to_common_float(as_rows("features", features, "D"), lower, upper)
     inside = jnp.where(rows > upper, upper, rows + gamma)
@@ -58,7 +58,7 @@ def ash_p(features: ArrayLike, *, sparsity: float = 0.6) -> jax.Array:
 
     References:
         Djurisic et al. (2023), "Extremely Simple Activation Shaping for Out-of-Distribution
-        Detection", algorithm 1. https://arxiv.org/abs/2209.09858
+        Detection". https://arxiv.org/abs/2209.09858
     """
     rows = as_rows("features", features, "D")
     return jnp.where(_kept(rows, sparsity), rows, jnp.zeros_like(rows))
@@ -70,7 +70,7 @@ def ash_b(features: ArrayLike, *, sparsity: float = 0.65) -> jax.Array:
     Only positive features are summed, which is all of them after a ReLU.
 
     References:
-        Djurisic et al. (2023), algorithm 2. https://arxiv.org/abs/2209.09858
+        Djurisic et al. (2023). https://arxiv.org/abs/2209.09858
     """
     rows = as_rows("features", features, "D")
     kept = _kept(rows, sparsity)
@@ -82,7 +82,7 @@ def ash_s(features: ArrayLike, *, sparsity: float = 0.9) -> jax.Array:
     """The features of `ash_p`, times exp(sum before / sum after).
 
     References:
-        Djurisic et al. (2023), algorithm 3. https://arxiv.org/abs/2209.09858
+        Djurisic et al. (2023). https://arxiv.org/abs/2209.09858
     """
     pruned = ash_p(features, sparsity=sparsity)
     return pruned * _sharpening(as_rows("features", features, "D"), pruned)
@@ -93,7 +93,7 @@ def scale(features: ArrayLike, *, sparsity: float = 0.85) -> jax.Array:
 
     References:
         Xu, Chen, Franchi, Yao (2024), "Scaling for Training Time and Post-hoc Out-of-distribution
-        Detection Enhancement", equations 5 and 6. https://arxiv.org/abs/2310.00227
+        Detection Enhancement". https://arxiv.org/abs/2310.00227
     """
     rows = as_rows("features", features, "D")
     return rows * _sharpening(rows, ash_p(rows, sparsity=sparsity))
@@ -110,7 +110,7 @@ def optfs(features: ArrayLike, theta: ArrayLike, left: ArrayLike, right: ArrayLi
 
     References:
         Zhao et al. (2024), "Towards Optimal Feature-Shaping Methods for Out-of-Distribution
-        Detection", equations 6 to 9. https://arxiv.org/abs/2402.00865
+        Detection". https://arxiv.org/abs/2402.00865
     """
     rows, theta, left, right = to_common_float(
         as_rows("features", features, "D"), theta, left, right

@@ -53,8 +53,8 @@ def residual(features: ArrayLike, space: Residual) -> jax.Array:
         ValueError: the features are not `[B, D]` with the D of the space.
 
     References:
-        Wang, Li, Feng, Zhang (2022), "ViM: Out-Of-Distribution with Virtual-logit Matching",
-        section 4.1. https://arxiv.org/abs/2203.10807
+        Wang, Li, Feng, Zhang (2022), "ViM: Out-Of-Distribution with Virtual-logit Matching".
+        https://arxiv.org/abs/2203.10807
     """
     return -_length(features, space.origin, space.directions)
 
@@ -80,7 +80,7 @@ def vim(features: ArrayLike, logits: ArrayLike, space: Residual, alpha: ArrayLik
         ValueError: a shape is not as above.
 
     References:
-        Wang, Li, Feng, Zhang (2022), equation 7 and section 4.2; the form is that of their code.
+        Wang, Li, Feng, Zhang (2022), in the form of their code.
         https://arxiv.org/abs/2203.10807
     """
     scores, alpha, rest = to_common_float(energy(logits), alpha, residual(features, space))
@@ -108,8 +108,8 @@ def neco(
         ValueError: a shape is not as above.
 
     References:
-        Ben Ammar et al. (2024), "NECO: NEural Collapse Based Out-of-distribution detection",
-        equation 5. Public copies of its script differ in what they divide by: h or s.
+        Ben Ammar et al. (2024), "NECO: NEural Collapse Based Out-of-distribution detection".
+        Public copies of its script differ in what they divide by: h or s.
         https://arxiv.org/abs/2310.06823
     """
     rows, largest, mean, scale, directions = to_common_float(
