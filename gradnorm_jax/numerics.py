@@ -64,10 +64,11 @@ def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:
 
 
 def to_common_dtype(*arrays: ArrayLike) -> tuple[jax.Array, ...]:
-    """The arrays in the widest of their types, which is float32 at least."""
-    wide = [to_float32_at_least(jnp.asarray(array)) for array in arrays]
-    dtype = jnp.result_type(*(array.dtype for array in wide))
-    return tuple(array.astype(dtype) for array in wide)
+    """The arrays, numbers or lists in the widest of their types, which is float32 at least."""
+    widened: tuple[jax.Array, ...] = to_common_float(
+        *(to_float32_at_least(jnp.asarray(array)) for array in arrays)
+    )
+    return widened
 
 
 def unit_rows(x: jax.Array) -> jax.Array:

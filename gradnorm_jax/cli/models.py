@@ -13,14 +13,14 @@ import rich.console
 import rich.table
 import tyro
 
-from gradnorm_jax.models import MODELS, PUBLISHED, Architecture, convert, download, get_architecture
+from gradnorm_jax.models import MODELS, PUBLISHED, Architecture, convert, get_architecture
 from gradnorm_jax.models.architecture import FLAX, template
+from gradnorm_jax.models.named import find_weights
 from gradnorm_jax.progress import show_progress
 from gradnorm_jax.tree import get_leaf
-from gradnorm_jax.weights.files import READERS
-from gradnorm_jax.weights.published import get_published
 
 _NUMBERS = ("image_size", "classes", "features", "parameters")
+_HEADERS = {"image_size": "pixels", "trained_on": "trained on"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,29 +63,6 @@ def run_convert(options: ConvertOptions) -> str:
         f"converted: {options.out} ({architecture.name}, {num_classes} classes, {parameters:,} "
         f"parameters, layout {architecture.layouts[0].name})"
     )
-
-
-def find_weights(weights: str | Path, model: str) -> tuple[Path, str]:
-    """Where weights are, and the preprocessing that is theirs alone, if any.
-
-    Args:
-        weights: a path, or the name of published weights, which are downloaded.
-        model: the name of the network that they are wanted for.
-
-    Raises:
-        OSError: they cannot be downloaded.
-        ValueError: no published weights go by the name, or they are of another network.
-    """
-    name, path = str(weights), Path(weights)
-    if name not in PUBLISHED and (path.exists() or path.suffix.lower() in READERS):
-        return path, ""
-    published = get_published(name)
-    if published.model != get_architecture(model).name:
-        raise ValueError(
-            f"{name} are weights of {published.model} and not of {model}: give --model "
-            f"{published.model}"
-        )
-    return download(name), published.preprocess
 
 
 def run_models(options: ModelsOptions) -> None:
@@ -133,8 +110,8 @@ def _tables(rows: Sequence[dict[str, Any]]) -> list[rich.table.Table]:
     """What the rows say, in tables narrow enough for a terminal."""
     weights = [each for row in rows for each in row["weights"]]
     tables = {
-        "Networks": (rows, ("name", *_NUMBERS, "preprocess")),
-        "Layouts of weights files": (rows, ("name", "layouts", "source", "license")),
+        "Networks": (rows, ("name", *_NUMBERS, "license")),
+        "Their images and weights files": (rows, ("name", "preprocess", "layouts", "source")),
         "Weights to download": (weights, ("name", "model", "trained_on")),
     }
     return [_table(title, rows, keys) for title, (rows, keys) in tables.items() if rows]
@@ -142,13 +119,13 @@ def _tables(rows: Sequence[dict[str, Any]]) -> list[rich.table.Table]:
 
 def _table(title: str, rows: Sequence[dict[str, Any]], keys: Sequence[str]) -> rich.table.Table:
     table = rich.table.Table(
-        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
+        title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
     for key in keys:
         table.add_column(
-            key.replace("_", " "),
+            _HEADERS.get(key, key),
             justify="right" if key in _NUMBERS else "left",
-            no_wrap=key == "name",
+            no_wrap=key == "name" or key in _NUMBERS,
             overflow="fold",
         )
     for row in rows:

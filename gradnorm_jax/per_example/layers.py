@@ -137,8 +137,10 @@ def norm_by_gradient(
         at_once = _examples_at_once(entry) if in_turn else size
         if at_once >= size:
             return jax.vmap(norm)(other, cotangent), True
-        step = at_once if at_once > 1 else None
-        return lax.map(lambda pair: norm(*pair), (other, cotangent), batch_size=step), True
+        # Without a remainder, which would be compiled by itself.
+        step = max(step for step in range(1, at_once + 1) if size % step == 0)
+        pairs = (other, cotangent)
+        return lax.map(lambda pair: norm(*pair), pairs, batch_size=step if step > 1 else None), True
 
     return norm
 
@@ -172,7 +174,8 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
 
 def _multiply(entry: ParameterUse, operands: Any) -> jax.Array:
     if entry.equation.primitive.name == "conv_general_dilated":
-        return convolution.convolve(*operands, entry.equation.params)
+        lhs, rhs = operands
+        return convolution.convolve(lhs, rhs, entry.equation.params)
     return entry.equation.primitive.bind(*operands, **entry.equation.params)
 
 

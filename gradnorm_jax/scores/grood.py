@@ -71,7 +71,7 @@ def grood(features: ArrayLike, bank: GroodBank) -> jax.Array:
 
     Args:
         features: `[B, D]`.
-        bank: of training images, from `grood_bank`.
+        bank: of training images, from `statistics.prototypes.grood_bank`.
 
     Returns:
         `[B]`, squared nats per unit of feature, at most zero; higher is more in-distribution.

@@ -39,7 +39,7 @@ def nac(
         features: `[B, D]`.
         logits: `[B, C]`.
         kernel: `[D, C]`, of the last layer.
-        coverage: of training images, from `neuron_coverage`.
+        coverage: of training images, from `statistics.neuron_counts.neuron_coverage`.
 
     Returns:
         `[B]`, fractions of the features in [0, 1]; higher is more in-distribution.
@@ -50,7 +50,9 @@ def nac(
     References:
         Liu, Tian, Li et al. (2024), "Neuron Activation Coverage: Rethinking Out-of-distribution
         Detection and Generalization". https://arxiv.org/abs/2306.02879. The paper's results add
-        inner layers; this is the last one alone.
+        inner layers; this is the last one alone, in the bins of the authors' code. They count
+        images to tell what is usual, this takes fractions of them. Other code under this name
+        (pytorch-ood) has other bins, and adds layers up.
     """
     z, weights = logits_and_kernel(logits, kernel)
     h, z, weights, (edges, usual, steepness) = as_outputs(features, z, weights, coverage)

@@ -47,7 +47,7 @@ def fisher_mahalanobis(features: ArrayLike, logits: ArrayLike, fisher: HeadFishe
     Args:
         features: `[B, D]`.
         logits: `[B, C]`.
-        fisher: of training images, from `head_fisher`.
+        fisher: of training images, from `statistics.output_fisher.head_fisher`.
 
     Returns:
         `[B]`, nats, at most zero; higher is more in-distribution. It grows with the number of
@@ -79,7 +79,8 @@ def scod(features: ArrayLike, posterior_root: ArrayLike) -> jax.Array:
 
     Args:
         features: `[B, D]`.
-        posterior_root: `[D (+ 1), R]`, a root of C Sigma, from `posterior_root`.
+        posterior_root: `[D (+ 1), R]`, a root of C Sigma, from
+            `statistics.directions.posterior_root`.
 
     Returns:
         `[B]`, squared logits, at most zero; higher is more in-distribution.
@@ -124,7 +125,7 @@ def pnml(features: ArrayLike, kernel: ArrayLike, bias: ArrayLike, leverage: Leve
         features: `[B, D]`.
         kernel: `[D, C]`, of the last layer.
         bias: `[C]`.
-        leverage: of training features of unit length, from `unit_leverage`.
+        leverage: of training features of unit length, from `statistics.directions.unit_leverage`.
 
     Returns:
         `[B]`, fractions of log C nats in [-1, 0]; higher is more in-distribution.

@@ -61,18 +61,22 @@ def _none(head: LinearHead) -> Cells:
 
 
 def _update(value: Cells, examples: Examples) -> Cells:
-    features = np.asarray(examples.features, np.float64)
     check_labels(examples.labels, examples.logits.shape[1])
     pairs = np.stack([examples.labels, examples.logits.argmax(axis=-1)], axis=1).astype(np.int64)
-    sums = np.concatenate([features, np.ones_like(features[:, :1])], axis=1)
-    return _merge(value, Cells(pairs, sums))
+    features = np.asarray(examples.features, np.float64)
+    present, cells = np.unique(pairs, axis=0, return_inverse=True)
+    sums = np.zeros((len(present), features.shape[1] + 1))
+    np.add.at(sums, cells.reshape(-1), np.insert(features, features.shape[1], 1, axis=1))
+    return _merge(value, Cells(present, sums))
 
 
 def _merge(left: Cells, right: Cells) -> Cells:
-    stacked = Cells(*map(np.concatenate, zip(left, right, strict=True)))
-    pairs, rows = np.unique(stacked.pairs, axis=0, return_inverse=True)
-    sums = np.zeros((len(pairs), stacked.sums.shape[1]))
-    np.add.at(sums, rows.reshape(-1), stacked.sums)
+    pairs, cells = np.unique(np.concatenate([left.pairs, right.pairs]), axis=0, return_inverse=True)
+    of_left, of_right = np.split(cells.reshape(-1), [len(left.pairs)])
+    sums = np.zeros((len(pairs), left.sums.shape[1]))
+    # No pair occurs twice in either.
+    sums[of_left] = left.sums
+    sums[of_right] += right.sums
     return Cells(pairs, sums)
 
 

@@ -99,7 +99,9 @@ def readable(path: Path, remedy: str) -> Iterator[None]:
     except Exception as error:
         # Damage makes readers raise nearly anything: errors of zipfile, zlib, lzma, pickle and
         # tokenize, EOFError, NotImplementedError, MemoryError, which share no narrower base.
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+        # TensorStore's, which reads what Orbax wrote, come with pages of details in brackets.
+        reason = str(error).strip().partition("\n")[0].partition(" [tensorstore_spec=")[0]
         raise ValueError(
-            f"{path} cannot be read without unpickling or repair: {reason}; {remedy}"
+            f"{path} cannot be read without unpickling or repair: "
+            f"{reason or type(error).__name__}; {remedy}"
         ) from error

@@ -38,7 +38,9 @@ def test_they_are_at_hand_after_a_bare_import():
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_detector_gives_a_score_per_image(name, model, batch):
-    detector = only({"exgrad": "exgrad(sign=1)"}.get(name, name))
+    # There are six images.
+    options = {"exgrad": "(sign=1)", "knn": "(k=2)", "nnguide": "(k=2)"}.get(name, "")
+    detector = only(name + options)
     state = detector.fit and detector.fit.state(*examples_of(model, batch))
     values = detector.score(state, model, batch)
     assert values.shape == (6,)

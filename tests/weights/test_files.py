@@ -192,6 +192,18 @@ def test_shapes_in_orbax_are_checked_before_anything_is_read(tmp_path, monkeypat
         read_checkpoint(tmp_path / "one", refuse)
 
 
+def test_a_damaged_folder_of_orbax_is_one_sentence(tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "one", state())
+    (data,) = (tmp_path / "one" / "d").iterdir()
+    data.write_bytes(data.read_bytes()[:100])
+    with pytest.raises(
+        ValueError, match=r"one cannot be read .*; save it again with Orbax$"
+    ) as error:
+        read_checkpoint(tmp_path / "one")
+    assert len(str(error.value)) < 600
+
+
 @pytest.mark.parametrize(
     ("keys", "plain"),
     [
