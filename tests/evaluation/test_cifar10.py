@@ -8,6 +8,8 @@ import gzip
 import io
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pyarrow.parquet
 import pytest
@@ -35,13 +37,13 @@ FIGURES = {
     ("gradnorm", "mnist"): (0.15, 99.76),
 }
 DENSENET_FIGURES = {
-    ("msp", "textures"): (62.17, 88.76),
+    ("exact_msp", "textures"): (62.17, 88.76),
     ("energy", "textures"): (53.67, 87.79),
     ("gradnorm", "textures"): (42.67, 86.04),
-    ("msp", "scenes"): (56.40, 89.61),
+    ("exact_msp", "scenes"): (56.40, 89.61),
     ("energy", "scenes"): (42.80, 91.49),
     ("gradnorm", "scenes"): (49.00, 85.20),
-    ("msp", "mnist"): (48.60, 93.98),
+    ("exact_msp", "mnist"): (48.60, 93.98),
     ("energy", "mnist"): (3.55, 98.98),
     ("gradnorm", "mnist"): (0.00, 99.90),
 }
@@ -65,7 +67,17 @@ def read_mnist(path, count):
     return np.stack([np.asarray(x.convert("RGB").resize((32, 32), Image.BILINEAR)) for x in images])
 
 
-def evaluate(model, preprocess, data):
+def exact_msp(state, model, batch):
+    """What ranks as MSP does in exact arithmetic: the logarithm of its odds, p / (1 - p).
+
+    DenseNet is so sure of most images that their MSP is 1 in float32, or a unit or two in the last
+    place less. How those are ranked is a matter of rounding, and so is the second digit of AUROC.
+    """
+    ordered = jnp.sort(batch.outputs.logits, axis=-1)
+    return ordered[:, -1] - jax.nn.logsumexp(ordered[:, :-1], axis=-1)
+
+
+def evaluate(model, preprocess, data, detectors=DETECTORS):
     return gj.evaluate(
         model,
         data / "cifar" / "cifar10_test",
@@ -75,7 +87,7 @@ def evaluate(model, preprocess, data):
             "scenes": data / "imagenet" / "ood_scenes",
             "mnist": read_mnist(data / "cifar" / "t10k-images-idx3-ubyte.gz", 2000),
         },
-        detectors=DETECTORS,
+        detectors=detectors,
         preprocess=preprocess,
         batch_size=256,
     )
@@ -87,21 +99,13 @@ def assert_figures(result, figures):
         assert abs(100 * result[cell].auroc.value - auroc) < 0.05, cell
 
 
-def read_torch(path):
-    """The arrays of a PyTorch state dictionary."""
-    torch = pytest.importorskip("torch", reason="needs torch to read the weights")
-    state = torch.load(path, weights_only=True, map_location="cpu")["state_dict"]
-    return {key: tensor.numpy() for key, tensor in state.items()}
-
-
-def test_densenet_table_is_that_of_an_independent_implementation(shared_data, tmp_path):
-    weights = tmp_path / "densenet.npz"
-    np.savez(weights, **read_torch(shared_data / "weights" / "densenet101_cifar10.pth.tar"))
-    model = load_model("densenet101_cifar", weights)
-    result = evaluate(model, MODELS["densenet101_cifar"].preprocess, shared_data)
+def test_densenet_table_is_that_of_an_independent_implementation(shared_data):
+    pytest.importorskip("torch", reason="needs torch to read the weights")
+    model = load_model("densenet101_cifar", shared_data / "weights" / "densenet101_cifar10.pth.tar")
+    detectors = (gj.Detector("exact_msp", "logits", exact_msp), "energy", "gradnorm")
+    result = evaluate(model, MODELS["densenet101_cifar"].preprocess, shared_data, detectors)
     assert round(100 * result.accuracy, 2) == 94.54
     assert_figures(result, DENSENET_FIGURES)
-    print(result)
 
 
 def test_resnet_table_is_that_of_an_independent_implementation(shared_data, tmp_path):
