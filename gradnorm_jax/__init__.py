@@ -8,10 +8,13 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gradnorm_jax import detectors, metrics, models, plots, scores, statistics
+    from gradnorm_jax import calibration, detectors, metrics, models, plots, scores, statistics
     from gradnorm_jax.adapters.apply import from_apply
     from gradnorm_jax.adapters.linen import from_linen
     from gradnorm_jax.adapters.nnx import from_nnx
+    from gradnorm_jax.calibration import benjamini_hochberg, conformal_p_values
+    from gradnorm_jax.calibration.calibrated import Calibrated, Decision, calibrate
+    from gradnorm_jax.calibration.detector_file import load_detector, save_detector
     from gradnorm_jax.data import array_stream, as_stream, batch_stream
     from gradnorm_jax.data.preprocess import Preprocess
     from gradnorm_jax.detectors import (
@@ -51,10 +54,12 @@ if TYPE_CHECKING:
     from gradnorm_jax.tuning import Trial, Tuned, tune
     from gradnorm_jax.types import Head, LinearHead, Model, Outputs, Variables, head_parameters
 
-_SUBMODULES = ("detectors", "metrics", "models", "plots", "scores", "statistics")
+_SUBMODULES = ("calibration", "detectors", "metrics", "models", "plots", "scores", "statistics")
 _LAZY = {
     "Batch": "detectors",
+    "Calibrated": "calibration.calibrated",
     "DETECTORS": "detectors",
+    "Decision": "calibration.calibrated",
     "Detector": "detectors",
     "Examples": "statistics",
     "Fit": "detectors",
@@ -75,8 +80,11 @@ _LAZY = {
     "array_stream": "data",
     "as_stream": "data",
     "batch_stream": "data",
+    "benjamini_hochberg": "calibration",
+    "calibrate": "calibration.calibrated",
     "combine_norms": "norms",
     "compose": "detectors",
+    "conformal_p_values": "calibration",
     "cross_entropy": "losses",
     "energy": "scores",
     "entrywise_norm": "norms",
@@ -92,6 +100,7 @@ _LAZY = {
     "gradnorm_of_parameters": "scores",
     "head_parameters": "types",
     "kl_to_uniform": "losses",
+    "load_detector": "calibration.detector_file",
     "mahalanobis": "scores",
     "msp": "scores",
     "odin": "scores",
@@ -101,6 +110,7 @@ _LAZY = {
     "per_example_grads": "per_example",
     "per_example_reduce": "per_example",
     "residual_norm": "scores",
+    "save_detector": "calibration.detector_file",
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
     "tied_gaussians": "statistics",
@@ -113,6 +123,8 @@ __version__ = "0.1.0"
 __all__ = [
     "DETECTORS",
     "Batch",
+    "Calibrated",
+    "Decision",
     "Detector",
     "Examples",
     "Fit",
@@ -134,8 +146,12 @@ __all__ = [
     "array_stream",
     "as_stream",
     "batch_stream",
+    "benjamini_hochberg",
+    "calibrate",
+    "calibration",
     "combine_norms",
     "compose",
+    "conformal_p_values",
     "cross_entropy",
     "detectors",
     "energy",
@@ -152,6 +168,7 @@ __all__ = [
     "gradnorm_of_parameters",
     "head_parameters",
     "kl_to_uniform",
+    "load_detector",
     "mahalanobis",
     "metrics",
     "models",
@@ -164,6 +181,7 @@ __all__ = [
     "per_example_reduce",
     "plots",
     "residual_norm",
+    "save_detector",
     "scores",
     "smoothed_prediction",
     "softmax_minus_uniform",

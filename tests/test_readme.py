@@ -38,7 +38,8 @@ def function(params, images):
     return jnp.tanh(images.mean(axis=(1, 2)) @ params["body"]) @ params["head"]["kernel"]
 
 
-def test_the_code_in_the_readme_runs(capsys):
+def test_the_code_in_the_readme_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     images = jnp.asarray(rng.normal(size=(4, 8, 8, 3)), jnp.float32)
     many = rng.normal(size=(60, 8, 8, 3)).astype(np.float32)
@@ -67,6 +68,7 @@ def test_the_code_in_the_readme_runs(capsys):
         assert names["model"](images).logits.shape == (4, 5)
     assert names["scores"].shape == (4,)
     assert names["result"].scores["max_logit", "noise"].shape == (40,)
+    assert names["decision"].is_ood.shape == names["calibrated"].p_value(images).shape == (4,)
     assert "mahalanobis" in capsys.readouterr().out
 
 

@@ -10,11 +10,13 @@ from typing import Annotated
 import rich.console
 import tyro
 
+from gradnorm_jax.cli.calibrate import CalibrateOptions, run_calibrate
 from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
+from gradnorm_jax.cli.score import ScoreOptions, run_score
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
 from gradnorm_jax.text import printable
@@ -22,6 +24,8 @@ from gradnorm_jax.text import printable
 Command = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
+    | Annotated[CalibrateOptions, tyro.conf.subcommand("calibrate")]
+    | Annotated[ScoreOptions, tyro.conf.subcommand("score")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
     | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
     | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
@@ -48,6 +52,12 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
                 _show(run_demo(options), options.out)
             case EvaluateOptions():
                 _show(run_evaluate(options, should_stop=should_stop), options.out)
+            case CalibrateOptions():
+                for line in run_calibrate(options).splitlines():
+                    print(printable(line))
+            case ScoreOptions():
+                if status := run_score(options):
+                    sys.exit(status)
             case PrepareOptions():
                 print(printable(run_prepare(options)))
             case ConvertOptions():

@@ -77,7 +77,8 @@ def sentences() -> Iterator[None]:
 
     Status 1 and a sentence: something is wrong with the input, or the machine. 141: nobody reads
     the output any more. 70 (EX_SOFTWARE), with a traceback: an error of this library's own. Beside
-    these, 75 (EX_TEMPFAIL) means that the same command, run again, resumes, and 130 Ctrl-C.
+    these, 75 (EX_TEMPFAIL) means that the same command, run again, resumes, and 130 Ctrl-C. 3 and
+    65 (EX_DATAERR) are told by `gradnorm_jax.cli.score`.
     """
     try:
         try:

@@ -1,17 +1,14 @@
 """The command that evaluates: names become objects, and `gradnorm_jax.evaluate` does the rest."""
 
 import dataclasses
-import inspect
 import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
-import jax.numpy as jnp
 import tyro
 
-from gradnorm_jax.cli.models import find_weights
 from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess
@@ -20,9 +17,8 @@ from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import DEFAULT_DETECTORS, evaluate, evaluate_cache
 from gradnorm_jax.evaluation.records import FIT, ID
 from gradnorm_jax.evaluation.report import Result
-from gradnorm_jax.models import get_architecture, load_model
+from gradnorm_jax.models.named import load_named, needed_preprocess
 from gradnorm_jax.progress import Track
-from gradnorm_jax.references import is_reference, load_reference
 from gradnorm_jax.types import Model
 
 _LAUNCHERS = (
@@ -170,57 +166,8 @@ def _load(options: EvaluateOptions) -> tuple[Model, Preprocess, int]:
     """The model, its preprocessing, and the logit of class 0."""
     assert options.model is not None
     preprocess = get_preprocess(options.preprocess) if options.preprocess else None
-    if is_reference(options.model):
-        model, own = _build(options)
-        if preprocess is None and own is None:
-            raise ValueError(
-                f"{options.model} returns no Preprocess for its images: return "
-                "(model, preprocess), or give --preprocess"
-            )
-        return model, preprocess or own, 0
-    architecture = get_architecture(options.model)
-    if options.weights is None:
-        raise ValueError(f"the weights of {options.model} must be given (--weights)")
-    weights, own = find_weights(options.weights, options.model)
-    return (
-        load_model(options.model, weights, dtype=jnp.dtype(options.dtype), on_host=True),
-        preprocess or get_preprocess(own or architecture.preprocess),
-        architecture.label_offset,
-    )
-
-
-def _build(options: EvaluateOptions) -> tuple[Model, Any]:
-    """What a user's function returns: the model and, if there is one, its preprocessing."""
-    name: Any = options.model
-    build = load_reference(name)
-    if not callable(build):
-        raise ValueError(f"{name} must be a function that returns a Model, got {build!r}")
-    parameters = {
-        key: parameter
-        for key, parameter in inspect.signature(build).parameters.items()
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    }
-    arguments: dict[str, Any] = {}
-    if "dtype" in parameters:
-        arguments["dtype"] = jnp.dtype(options.dtype)
-    elif options.dtype != "float32":
-        raise ValueError(f"{name} takes no dtype: give it a parameter of that name, or no --dtype")
-    paths = [key for key in parameters if key != "dtype"]
-    if options.weights is not None:
-        if not paths:
-            raise ValueError(f"{name} takes no weights: give it a parameter, or no --weights")
-        arguments[paths[0]] = options.weights
-    required = [key for key in paths if parameters[key].default is inspect.Parameter.empty]
-    if missing := [key for key in required if key not in arguments]:
-        raise ValueError(f"{name} needs {', '.join(missing)}: give --weights")
-    built = build(**arguments)
-    model, preprocess = built if type(built) is tuple and len(built) == 2 else (built, None)
-    if not isinstance(model, Model):
-        raise ValueError(
-            f"{name} must return a Model (of gradnorm_jax.from_linen, from_nnx, from_apply), or a "
-            f"Model and a Preprocess, got a {type(built).__name__}"
-        )
-    return model, get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
+    model, own, label_offset = load_named(options.model, options.weights, options.dtype)
+    return model, preprocess or needed_preprocess(options.model, own), label_offset
 
 
 def _open_sources(options: EvaluateOptions) -> dict[str, Source]:

@@ -13,12 +13,11 @@ import rich.console
 import rich.table
 import tyro
 
-from gradnorm_jax.models import MODELS, PUBLISHED, Architecture, convert, download, get_architecture
+from gradnorm_jax.models import MODELS, PUBLISHED, Architecture, convert, get_architecture
 from gradnorm_jax.models.architecture import FLAX, template
+from gradnorm_jax.models.named import find_weights
 from gradnorm_jax.progress import show_progress
 from gradnorm_jax.tree import get_leaf
-from gradnorm_jax.weights.files import READERS
-from gradnorm_jax.weights.published import get_published
 
 _NUMBERS = ("image_size", "classes", "features", "parameters")
 _HEADERS = {"image_size": "pixels", "trained_on": "trained on"}
@@ -64,29 +63,6 @@ def run_convert(options: ConvertOptions) -> str:
         f"converted: {options.out} ({architecture.name}, {num_classes} classes, {parameters:,} "
         f"parameters, layout {architecture.layouts[0].name})"
     )
-
-
-def find_weights(weights: str | Path, model: str) -> tuple[Path, str]:
-    """Where weights are, and the preprocessing that is theirs alone, if any.
-
-    Args:
-        weights: a path, or the name of published weights, which are downloaded.
-        model: the name of the network that they are wanted for.
-
-    Raises:
-        OSError: they cannot be downloaded.
-        ValueError: no published weights go by the name, or they are of another network.
-    """
-    name, path = str(weights), Path(weights)
-    if name not in PUBLISHED and (path.exists() or path.suffix.lower() in READERS):
-        return path, ""
-    published = get_published(name)
-    if published.model != get_architecture(model).name:
-        raise ValueError(
-            f"{name} are weights of {published.model} and not of {model}: give --model "
-            f"{published.model}"
-        )
-    return download(name), published.preprocess
 
 
 def run_models(options: ModelsOptions) -> None:

@@ -93,6 +93,12 @@ def split_terms(spec: str) -> list[str]:
     return [spec[a:b] for a, b in zip(starts, [*ends, len(spec)], strict=True)]
 
 
+def modules_named(spec: str) -> set[str]:
+    """The modules whose code reading a spec would run: those of `module:name`."""
+    targets = [_read_call(term)[0] for term in split_terms(spec)]
+    return {target.partition(":")[0] for target in targets if ":" in target}
+
+
 def _to_term(spec: str, defaults: Mapping[str, Mapping[str, Any]]) -> Detector | Rectifier:
     target, options = _read_call(spec)
     found = _import(target) if ":" in target else _known(target)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from jax.sharding import Mesh
@@ -219,13 +219,46 @@ def fit_states(
     """What detectors learn from training data, by their names, in memory; see `evaluate`."""
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     stream = as_stream(data, prepare, name=FIT)
+    with _in_memory(model, stream, prepare, batch_size, progress) as run:
+        states, _ = fit_data(run, stream, detectors)
+    return states
+
+
+def score_set(
+    name: str,
+    model: Model,
+    stream: DataStream,
+    detector: Detector,
+    state: Any,
+    *,
+    preprocess: Prepare = None,
+    batch_size: int = 64,
+    max_undecodable: float = 0.01,
+    progress: bool | Track | None = None,
+) -> ScoreTable:
+    """The scores of one data set by one detector, in memory; see `evaluate`."""
+    check_options([detector], model)
+    with _in_memory(model, stream, preprocess, batch_size, progress, max_undecodable) as run:
+        table = score_data(run, name, stream, {detector.name: state}, (detector,))
+    assert table is not None  # there is no other process
+    return table
+
+
+@contextlib.contextmanager
+def _in_memory(
+    model: Model,
+    stream: DataStream,
+    preprocess: Prepare,
+    batch_size: int,
+    progress: bool | Track | None,
+    max_undecodable: float = 0.01,
+) -> Iterator[Run]:
+    _check_options(batch_size, max_undecodable, (0, 1), 0.0, None, None)
     check_parameters(model)
     placed, placement = place_model(model)
     schedule = _make_schedule(batch_size, placement.mesh.size, [stream], (0, 1))
     with show_progress(progress) as track:
-        execution = Execution(placement, schedule, prepare, track=track)
-        states, _ = fit_data(Run(placed, execution), stream, detectors)
-    return states
+        yield Run(placed, Execution(placement, schedule, preprocess, max_undecodable, track))
 
 
 def _evaluate(

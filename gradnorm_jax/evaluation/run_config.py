@@ -45,15 +45,12 @@ def describe_run(
         facts: further entries, JSON.
     """
     return {
-        "weights_sha256": _hash_arrays(model),
+        "weights_sha256": hash_model(model),
         "data": {name: stream.identity() for name, stream in streams.items()},
         "detectors": {d.name: _describe_detector(d) for d in detectors},
-        "preprocess": _describe_preprocess(preprocess),
+        "preprocess": describe_preprocess(preprocess),
         **facts,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: importlib.metadata.version(name) for name in _PACKAGES},
-        },
+        "versions": versions(),
         "devices": collections.Counter(device.device_kind for device in jax.local_devices()),
     }
 
@@ -67,7 +64,8 @@ def _describe_detector(detector: Detector | Rectifier) -> dict[str, Any]:
     return {"score": _name(function), "options": options}
 
 
-def _describe_preprocess(preprocess: Prepare) -> dict[str, Any] | str | None:
+def describe_preprocess(preprocess: Prepare) -> dict[str, Any] | str | None:
+    """What tells a preprocessing from others, JSON; a function by its name."""
     if not isinstance(preprocess, Preprocess):
         return _name(preprocess)
     names = ("name", "size", "mean", "std")
@@ -81,13 +79,25 @@ def _name(function: Any) -> str | None:
     return f"{module}:{getattr(function, '__qualname__', type(function).__qualname__)}"
 
 
-def _hash_arrays(model: Model) -> str:
-    digest = hashlib.sha256(repr(model.head).encode())
-    for name, array in leaves_by_name(model).items():
+def hash_model(model: Model) -> str:
+    """The SHA-256, in hexadecimal digits, of a model's arrays and of where its last layer is."""
+    return hash_arrays(leaves_by_name(model), repr(model.head))
+
+
+def hash_arrays(arrays: Mapping[str, Any], text: str) -> str:
+    """The SHA-256, in hexadecimal digits, of a text and of arrays with their names."""
+    digest = hashlib.sha256(text.encode())
+    for name, array in arrays.items():
         array = np.asarray(array)
         digest.update(f"{name}{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Those of Python and of the packages that results depend on."""
+    packages = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return {"python": platform.python_version(), **packages}
 
 
 def read_config(folder: Folder) -> RunConfig | None:

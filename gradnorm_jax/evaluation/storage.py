@@ -171,17 +171,21 @@ def digest(table: ScoreTable, facts: Mapping[str, Any] | None = None) -> str:
     return total.hexdigest()
 
 
-def encode_arrays(arrays: Mapping[str, np.ndarray]) -> bytes:
+def encode_arrays(
+    arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """A safetensors file; bfloat16, which NumPy's flavour lacks, is kept as the bits of uint16."""
     import safetensors.numpy
 
     return safetensors.numpy.save(
         {
-            f"{name}{_AS_BITS}" if array.dtype == _BFLOAT16 else name: np.ascontiguousarray(
-                array.view(np.uint16) if array.dtype == _BFLOAT16 else array
+            # Not by ascontiguousarray, which makes a row of a scalar.
+            f"{name}{_AS_BITS}" if array.dtype == _BFLOAT16 else name: np.asarray(
+                array.view(np.uint16) if array.dtype == _BFLOAT16 else array, order="C"
             )
             for name, array in arrays.items()
-        }
+        },
+        None if metadata is None else dict(metadata),
     )
 
 

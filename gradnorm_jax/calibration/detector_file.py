@@ -1,0 +1,396 @@
+"""A calibrated detector as one file: arrays in safetensors, everything else as JSON in its header.
+
+Nothing is pickled, and no code is run that the file names unless the caller trusts it.
+"""
+
+import functools
+import json
+import os
+import tempfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gradnorm_jax.calibration.calibrated import Calibrated
+from gradnorm_jax.calibration.conformal import threshold_at_tpr
+from gradnorm_jax.calibration.state_layout import from_layout, to_layout
+from gradnorm_jax.data.preprocess import Prepare, Preprocess, get_preprocess
+from gradnorm_jax.detectors import Batch, Detector, parse_detectors
+from gradnorm_jax.detectors.parse import modules_named
+from gradnorm_jax.evaluation.run_config import (
+    describe_preprocess,
+    hash_arrays,
+    hash_model,
+    versions,
+)
+from gradnorm_jax.evaluation.storage import decode_arrays, encode_arrays
+from gradnorm_jax.extras import needs_extra
+from gradnorm_jax.fitted import Fitted
+from gradnorm_jax.models import get_architecture, init_model
+from gradnorm_jax.models.named import Dtype, load_named
+from gradnorm_jax.references import is_reference
+from gradnorm_jax.tree import get_leaf, leaves_by_name
+from gradnorm_jax.types import Model, Outputs, linear_head
+
+HEADER = "gradnorm_jax.detector"
+"""The entry of the header that tells everything."""
+VERSION = 1
+
+_SCORES, _STATE, _WEIGHTS = "calibration_scores", "state/", "weights/"
+_FACTS: dict[str, tuple[type, ...]] = {
+    "version": (int,),
+    "detector": (str,),
+    "state": (dict, list, str, type(None)),
+    "model": (str, type(None)),
+    "model_sha256": (str,),
+    "weights": (str, type(None)),
+    "dtype": (str,),
+    "classes": (int, type(None)),
+    "preprocess": (str, type(None)),
+    "preprocess_facts": (dict, str, type(None)),
+    "threshold": (float,),
+    "tpr": (float,),
+    "confidence": (float,),
+    "confident": (bool,),
+    "versions": (dict,),
+}
+"""What the header tells, and of which types."""
+
+
+def save_detector(
+    calibrated: Calibrated,
+    path: str | os.PathLike[str],
+    *,
+    model: str | None = None,
+    weights: str | os.PathLike[str] | None = None,
+    dtype: Dtype = "float32",
+    with_weights: bool = False,
+) -> None:
+    """Writes a calibrated detector to a `.safetensors` file that `load_detector` reads.
+
+    The file holds what the detector has learned, the calibration scores, the threshold, and a hash
+    of the model's arrays, which is compared when it is loaded. The arrays themselves are in it only
+    `with_weights`.
+
+    Args:
+        calibrated: of `calibrate`.
+        path: ends in `.safetensors`.
+        model: what `load_detector` makes the model from unless it is given one: the name of a known
+            network, or `module:function` as on the command line.
+        weights: of that model: a path, or the name of published weights.
+        dtype: of that model's activations.
+        with_weights: keep the arrays of a known network in the file.
+
+    Raises:
+        ValueError: the path ends in something else, or the detector, its preprocessing or what it
+            has learned cannot be written down.
+        ModuleNotFoundError: the extra `data` is not installed.
+    """
+    fitted, path = calibrated.fitted, Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"detectors are written as .safetensors, got {path}; end the path in it")
+    if with_weights and (model is None or is_reference(model)):
+        raise ValueError("only the weights of a known network can be kept in the file: name it")
+    _check_spec(fitted.detector)
+    layout, state = to_layout(fitted.state)
+    scores = np.asarray(calibrated.calibration_scores)
+    arrays = {_SCORES: scores} | {_STATE + name: each for name, each in state.items()}
+    if with_weights:
+        named = leaves_by_name(jax.device_get(fitted.model))
+        arrays |= {_WEIGHTS + name: np.asarray(each) for name, each in named.items()}
+    facts = {
+        "version": VERSION,
+        "detector": fitted.detector.name,
+        "state": layout,
+        "model": model,
+        "model_sha256": hash_model(fitted.model),
+        "weights": None if weights is None else os.fspath(weights),
+        "dtype": dtype,
+        "classes": _count_classes(fitted.model, model) if with_weights else None,
+        "preprocess": _spec_of(calibrated.preprocess),
+        "preprocess_facts": describe_preprocess(calibrated.preprocess),
+        "threshold": float(calibrated.threshold),
+        "tpr": float(calibrated.tpr),
+        "confidence": float(calibrated.confidence),
+        "confident": bool(calibrated.confident),
+        "versions": versions(),
+    }
+    _write(path, _encode(facts, arrays))
+
+
+def load_detector(
+    path: str | os.PathLike[str],
+    model: Model | None = None,
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    preprocess: Prepare | str = None,
+    trust: Collection[str] = (),
+) -> Calibrated:
+    """Reads what `save_detector` wrote.
+
+    >>> calibrated = load_detector("detector.safetensors", model)
+    >>> calibrated.is_ood(images)
+
+    Args:
+        path: the file.
+        model: the classifier; by default the one that the file names is made.
+        weights: where its weights are, if not where the file says.
+        preprocess: what makes the network's input, where it has no name that the file could tell.
+        trust: modules whose code may be run where the file names it, as the function that makes
+            the model, or a detector of your own.
+
+    Raises:
+        FileNotFoundError: there is no such file, or there are no weights.
+        ValueError: it is no such file, or a damaged one; the model's arrays are others than those
+            that the detector was calibrated with; or the file names code that is not trusted.
+        ModuleNotFoundError: the extra `data` is not installed.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"there is no detector file {path}")
+    with needs_extra("data", "detector files"):
+        import safetensors.numpy  # noqa: F401
+    facts, arrays = _decode(path)
+    allow = functools.partial(_allow, trust=trust)
+    try:
+        return _load(facts, arrays, allow, model, weights, preprocess)
+    except (RecursionError, ValueError) as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _load(
+    facts: Mapping[str, Any],
+    arrays: dict[str, np.ndarray],
+    allow: Callable[[str], None],
+    model: Model | None,
+    weights: str | os.PathLike[str] | None,
+    preprocess: Prepare | str,
+) -> Calibrated:
+    for module in modules_named(facts["detector"]):
+        allow(module)
+    detector, *others = parse_detectors([facts["detector"]])
+    if others:
+        raise ValueError(f"{facts['detector']!r} is more than one detector")
+    held = _below(_WEIGHTS, arrays)
+    own: Prepare = None
+    if model is None:
+        model, own = _make_model(facts, held, allow, weights)
+    if hash_model(model) != facts["model_sha256"]:
+        raise ValueError(
+            "the model's arrays are others than those that the detector was calibrated with: give "
+            "the same weights, or calibrate again"
+        )
+    prepare = _find_preprocess(facts, own, preprocess, allow)
+    state = from_layout(facts["state"], _below(_STATE, arrays), allow)
+    scores = arrays.pop(_SCORES)
+    _check_scores(scores)
+    fitted = Fitted(detector, model, state)
+    _check_state(fitted, prepare)
+    tpr, confidence, confident = facts["tpr"], facts["confidence"], facts["confident"]
+    threshold = threshold_at_tpr(scores, tpr, confidence=confidence if confident else None)
+    if float(threshold) != facts["threshold"]:
+        raise ValueError(f"its threshold {facts['threshold']} is not that of its scores")
+    return Calibrated(fitted, jnp.asarray(scores), threshold, tpr, confidence, confident, prepare)
+
+
+class _Made(NamedTuple):
+    """A model and the preprocessing that is its own."""
+
+    model: Model
+    preprocess: Prepare
+
+
+def _make_model(
+    facts: Mapping[str, Any],
+    held: Mapping[str, np.ndarray],
+    allow: Callable[[str], None],
+    weights: str | os.PathLike[str] | None,
+) -> _Made:
+    name, dtype = facts["model"], facts["dtype"]
+    if name is None:
+        raise ValueError("it does not tell how its model is made: give the model")
+    if dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"its dtype {dtype!r} is neither float32 nor bfloat16")
+    if is_reference(name):
+        allow(name.partition(":")[0])
+    if held and weights is None:
+        return _Made(_fill(name, facts["classes"], dtype, held), None)
+    where = facts["weights"] if weights is None else weights
+    made = load_named(name, None if where is None else Path(where), dtype)
+    return _Made(jax.tree.map(jnp.asarray, made.model), made.preprocess)
+
+
+def _fill(name: str, classes: Any, dtype: str, held: Mapping[str, np.ndarray]) -> Model:
+    """A known network with the arrays that the file holds."""
+    if not isinstance(classes, int) or classes < 1:
+        raise ValueError("it does not tell how many classes its network has")
+    make = functools.partial(init_model, name, classes, dtype=dtype)
+    template = jax.eval_shape(make, jax.random.key(0))
+    wanted = leaves_by_name(template)
+    if held.keys() != wanted.keys() or any(
+        (held[key].shape, held[key].dtype) != (leaf.shape, leaf.dtype)
+        for key, leaf in wanted.items()
+    ):
+        raise ValueError(f"the weights in it are not those of {name} with {classes} classes")
+    leaves = [jnp.asarray(held[key]) for key in wanted]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _count_classes(model: Model, name: str | None) -> int:
+    assert name is not None
+    kernel = get_leaf(model.params, get_architecture(name).classifier_path)
+    return int(kernel.shape[-1])
+
+
+def _check_spec(detector: Detector) -> None:
+    # What a file can hold of a detector is its text.
+    try:
+        parsed = parse_detectors([detector.name])
+    except ValueError:
+        parsed = ()
+    if parsed != (detector,):
+        raise ValueError(
+            f"the detector {detector.name!r} cannot be made again from its name: calibrate it by a "
+            "text such as 'gradnorm(ord=2)', or 'my_module:my_detector(option=1)' for one of yours"
+        )
+
+
+def _spec_of(preprocess: Prepare) -> str | None:
+    """The text that `get_preprocess` makes it of; None if there is none."""
+    if not isinstance(preprocess, Preprocess):
+        return None
+    try:
+        return preprocess.name if get_preprocess(preprocess.name) == preprocess else None
+    except (ImportError, ValueError):
+        return None
+
+
+def _find_preprocess(
+    facts: Mapping[str, Any],
+    own: Prepare,
+    given: Prepare | str,
+    allow: Callable[[str], None],
+) -> Prepare:
+    spec = facts["preprocess"]
+    if isinstance(given, str):
+        found: Prepare = get_preprocess(given)
+    elif given is not None:
+        found = given
+    elif spec is not None:
+        if is_reference(spec):
+            allow(spec.partition(":")[0])
+        found = get_preprocess(spec)
+    else:
+        found = own
+    described = json.loads(json.dumps(describe_preprocess(found)))
+    if described != facts["preprocess_facts"]:
+        raise ValueError(
+            f"the detector was calibrated with the preprocessing {facts['preprocess_facts']}, not "
+            f"{described}: give that one (preprocess)"
+        )
+    return found
+
+
+def _check_scores(scores: np.ndarray) -> None:
+    fit = scores.ndim == 1 and scores.size and np.issubdtype(scores.dtype, np.floating)
+    if not (fit and np.isfinite(scores).all() and (np.diff(scores) >= 0).all()):
+        raise ValueError("its calibration scores are not [n] finite numbers in ascending order")
+
+
+def _check_state(fitted: Fitted, preprocess: Prepare) -> None:
+    """Raises ValueError if the detector cannot score with what it is said to have learned."""
+    detector, size = fitted.detector, getattr(preprocess, "size", None)
+    if (detector.fit is None) != (fitted.state is None):
+        raise ValueError(f"it does not hold what {detector.name} learns")
+
+    def score(fitted: Fitted, batch: Any) -> jax.Array:
+        if not isinstance(batch, Batch):
+            return fitted.score(batch)
+        return fitted.detector.score(fitted.state, fitted.model, batch)
+
+    if size is not None:
+        batch: Any = jax.ShapeDtypeStruct((2, size, size, 3), jnp.float32)
+    elif detector.needs != "network" and fitted.model.head is not None:
+        kernel = jax.eval_shape(lambda model: linear_head(model).kernel, fitted.model)
+        rows: Any = [jax.ShapeDtypeStruct((2, n), jnp.float32) for n in kernel.shape]
+        batch = Batch(None, Outputs(*rows))
+    else:
+        return  # the shape of its inputs is not known
+    try:
+        shape = jax.eval_shape(score, fitted, batch).shape
+    except Exception as error:  # of the detector, whatever it raises
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"{detector.name} cannot score with what the file holds: {type(error).__name__}: "
+            f"{reason}"
+        ) from error
+    if shape != (2,):
+        raise ValueError(f"what it holds does not fit {detector.name}, which gives scores {shape}")
+
+
+def _allow(module: str, *, trust: Collection[str]) -> None:
+    if module not in trust:
+        raise ValueError(
+            f"it names code in the module {module!r}, which reading it would run; if you trust "
+            f"that, say so: --trust {module}, or trust=[{module!r}]"
+        )
+
+
+def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names start so, without that, taken out of all."""
+    names = [name for name in arrays if name.startswith(prefix)]
+    return {name.removeprefix(prefix): arrays.pop(name) for name in names}
+
+
+def _encode(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
+    with needs_extra("data", "detector files"):
+        import safetensors.numpy  # noqa: F401
+    # In one entry, because safetensors does not keep the order of several.
+    header = json.dumps({"sha256": _digest(facts, arrays), **facts}, allow_nan=False)
+    return encode_arrays(arrays, {HEADER: header})
+
+
+def _digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
+    return hash_arrays(dict(sorted(arrays.items())), json.dumps(facts, sort_keys=True))
+
+
+def _decode(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The facts and the arrays of a file; ValueError unless it is whole and of this version."""
+    content = path.read_bytes()
+    try:
+        arrays = decode_arrays(content)
+        size = int.from_bytes(content[:8], "little")
+        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+        if HEADER not in metadata:
+            raise ValueError("it holds no detector")
+        facts = json.loads(metadata[HEADER])
+        if facts.pop("sha256") != _digest(facts, arrays):
+            raise ValueError("it is not what was written")
+        if facts.get("version") != VERSION:
+            raise ValueError(f"it is of version {facts.get('version')}, and this reads {VERSION}")
+        _check_facts(facts)
+        if _SCORES not in arrays:
+            raise ValueError("it holds no calibration scores")
+    except Exception as error:  # of readers of damaged files, whatever they raise
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ValueError(f"{path} is not a whole detector file: {reason}") from error
+    return facts, arrays
+
+
+def _check_facts(facts: Mapping[str, Any]) -> None:
+    if facts.keys() != _FACTS.keys():
+        raise ValueError("its header tells other things than it should")
+    for name, kinds in _FACTS.items():
+        if type(facts[name]) not in kinds:
+            raise ValueError(f"its {name} is a {type(facts[name]).__name__}")
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Whole or not at all."""
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
+        Path(folder, path.name).write_bytes(content)
+        os.replace(Path(folder, path.name), path)
