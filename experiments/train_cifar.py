@@ -20,7 +20,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import pyarrow.parquet
 import tyro
 from flax import linen as nn
 
@@ -29,7 +28,6 @@ from experiments import runs, training
 from experiments.training import Metrics, TrainState
 from gradnorm_jax.data.preprocess import Preprocess, get_preprocess, scale
 from gradnorm_jax.data.schedule import BatchSchedule
-from gradnorm_jax.data.source import Record, hash_records
 from gradnorm_jax.models import get_architecture
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, replicated
 
@@ -80,41 +78,18 @@ class Options:
     seed: int = 0
 
 
-class ParquetSource:
-    """The encoded images of a Parquet file, or folder of such, with columns `image` and `label`."""
-
-    ignored = ()
-
-    def __init__(self, path: str | Path) -> None:
-        """Reads the file, not yet its images."""
-        table = pyarrow.parquet.read_table(path, columns=["image", "label"]).combine_chunks()
-        self.name = Path(path).name
-        self._images, self._labels = table["image"], table["label"].to_numpy()
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def __getitem__(self, index: int, /) -> Record:
-        return Record(str(index), int(self._labels[index]), self._images[index].as_py())
-
-    def fingerprint(self) -> str:
-        """A hash of all images and labels."""
-        return hash_records(self.name, (self[index] for index in range(len(self))))
-
-
 def read_images(spec: str, preprocess: Preprocess) -> tuple[np.ndarray, np.ndarray]:
     """All pixels `[N, H, W, 3]` uint8 and labels `[N]` of a data set that fits into memory.
 
     Args:
-        spec: a path that ends in `.parquet`, or whatever `gradnorm_jax.evaluate` reads by name: a
-            folder of images, `csv:FILE`, `tfds:NAME:SPLIT`.
+        spec: whatever `gradnorm_jax.evaluate` reads by name: a folder of images, a `.parquet` file,
+            `csv:FILE`, `tfds:NAME:SPLIT`.
         preprocess: decides their size.
 
     Raises:
         ValueError: an image cannot be decoded.
     """
-    source = ParquetSource(spec) if spec.endswith(".parquet") else spec
-    batches = list(gj.as_stream(source, preprocess).batches(BatchSchedule(1000)))
+    batches = list(gj.as_stream(spec, preprocess).batches(BatchSchedule(1000)))
     for excluded in (each for batch in batches for each in batch.excluded):
         raise ValueError(f"{spec}: {excluded.id} cannot be used: {excluded.reason}; remove it")
     pixels = np.concatenate([batch.data[batch.mask] for batch in batches])
