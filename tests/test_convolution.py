@@ -1,6 +1,7 @@
-"""Depthwise convolutions by products, against XLA's own."""
+"""Convolutions in groups as they are done on CPUs, against XLA's own."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -10,30 +11,37 @@ from flax import linen as nn
 from jax import lax
 
 from gradnorm_jax.adapters.linen import from_linen
-from gradnorm_jax.convolution import is_depthwise, lower_depthwise
+from gradnorm_jax.convolution import lower_convolutions, means_on_cpu
 
 LAYOUTS = [("NHWC", "HWIO", "NHWC"), ("NCHW", "OIHW", "NCHW"), ("CNHW", "HWOI", "NHWC")]
 
-# Channel multiplier, and what else a convolution can be told.
+# Groups of four channels, outputs of one group, and what else a convolution can be told.
 OPTIONS = {
-    "plain": (1, {"window_strides": (1, 1), "padding": "SAME"}),
+    "plain": (4, 1, {"window_strides": (1, 1), "padding": "SAME"}),
     "strides, dilated kernel": (
+        4,
         2,
         {"window_strides": (2, 1), "rhs_dilation": (1, 2), "padding": [(2, 0), (1, 3)]},
     ),
-    "negative padding": (3, {"window_strides": (2, 2), "padding": [(-1, 2), (0, 1)]}),
+    "negative padding": (4, 3, {"window_strides": (2, 2), "padding": [(-1, 2), (0, 1)]}),
     "dilated input": (
+        4,
         1,
         {"window_strides": (1, 2), "lhs_dilation": (2, 3), "padding": [(1, 1), (3, 0)]},
+    ),
+    "two groups of two channels": (
+        2,
+        3,
+        {"window_strides": (2, 1), "rhs_dilation": (1, 2), "padding": [(2, 0), (1, 3)]},
     ),
 }
 
 
-def operands(layout, multiplier, dtype):
+def operands(layout, groups, outputs, dtype):
     generator = np.random.default_rng(0)
     x, kernel = (
         generator.normal(size=(2, 9, 8, 4)),
-        generator.normal(size=(3, 2, 1, 4 * multiplier)),
+        generator.normal(size=(3, 2, 4 // groups, outputs * groups)),
     )
     x = x.transpose(["NHWC".index(axis) for axis in layout[0]])
     kernel = kernel.transpose(["HWIO".index(axis) for axis in layout[1]])
@@ -45,24 +53,27 @@ def convolve(x, kernel, **options):
 
 
 def count(function, *arguments):
-    """Convolutions that are left on a CPU."""
+    """Convolutions in groups that are left on a CPU."""
     lowered = jax.jit(function).lower(*arguments)
-    return lowered.as_text().count("stablehlo.convolution")
+    return len(re.findall("_group_count = (?!1 )", lowered.as_text()))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("case", OPTIONS)
 def test_values_and_gradients(layout, case, x64):
-    multiplier, options = OPTIONS[case]
-    x, kernel = operands(layout, multiplier, jnp.float64)
-    plain = functools.partial(convolve, dimension_numbers=layout, feature_group_count=4, **options)
+    groups, outputs, options = OPTIONS[case]
+    x, kernel = operands(layout, groups, outputs, jnp.float64)
+    plain = functools.partial(
+        convolve, dimension_numbers=layout, feature_group_count=groups, **options
+    )
 
     def value_and_gradients(function, x, kernel):
         y, pull_back = jax.vjp(function, x, kernel)
         return y, pull_back(jnp.cos(y))
 
-    products = functools.partial(value_and_gradients, lower_depthwise(plain))
+    products = functools.partial(value_and_gradients, lower_convolutions(plain))
     expected = jax.jit(functools.partial(value_and_gradients, plain))(x, kernel)
+    assert count(plain, x, kernel) == 1
     assert count(products, x, kernel) == 0
     actual = jax.jit(products)(x, kernel)
     jax.tree.map(
@@ -71,16 +82,16 @@ def test_values_and_gradients(layout, case, x64):
 
 
 def test_bfloat16_is_summed_in_float32():
-    x, kernel = operands(LAYOUTS[0], 1, jnp.bfloat16)
+    x, kernel = operands(LAYOUTS[0], 4, 1, jnp.bfloat16)
     options = {"window_strides": (1, 1), "padding": "SAME", "feature_group_count": 4}
     function = functools.partial(convolve, dimension_numbers=LAYOUTS[0], **options)
     exact = function(x.astype(jnp.float32), kernel.astype(jnp.float32))
-    result = lower_depthwise(function)(x, kernel)
+    result = lower_convolutions(function)(x, kernel)
     assert result.dtype == jnp.bfloat16
     np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize(("groups", "channels"), [(1, 1), (1, 4), (2, 4)])
+@pytest.mark.parametrize(("groups", "channels"), [(1, 1), (1, 4)])
 def test_other_convolutions_are_left_alone(groups, channels):
     x, kernel = jnp.ones((1, 5, 5, channels)), jnp.ones((3, 3, channels // groups, 4))
     function = functools.partial(
@@ -90,21 +101,23 @@ def test_other_convolutions_are_left_alone(groups, channels):
         dimension_numbers=LAYOUTS[0],
         feature_group_count=groups,
     )
-    assert str(jax.make_jaxpr(lower_depthwise(function))(x, kernel)) == str(
+    assert str(jax.make_jaxpr(lower_convolutions(function))(x, kernel)) == str(
         jax.make_jaxpr(function)(x, kernel)
     )
 
 
-def test_integers_are_left_alone():
-    numbers = lax.conv_dimension_numbers((1, 5, 5, 4), (3, 3, 1, 4), LAYOUTS[0])
+@pytest.mark.parametrize(("dtype", "size"), [(jnp.int8, 3), (jnp.float32, 9)])
+def test_integers_and_large_kernels_are_left_alone(dtype, size):
+    shapes = (1, 5, 5, 4), (size, size, 1, 4)
+    numbers = lax.conv_dimension_numbers(*shapes, LAYOUTS[0])
     parameters = {"dimension_numbers": numbers, "feature_group_count": 4, "batch_group_count": 1}
-    shapes = [jax.ShapeDtypeStruct(s, jnp.int8) for s in ((1, 5, 5, 4), (3, 3, 1, 4))]
-    assert not is_depthwise(*shapes, parameters)
+    operands = [jax.ShapeDtypeStruct(shape, dtype) for shape in shapes]
+    assert means_on_cpu(*operands, parameters) is None
 
 
 def test_other_platforms_keep_the_convolution():
-    x, kernel = operands(LAYOUTS[0], 1, jnp.float32)
-    function = lower_depthwise(
+    x, kernel = operands(LAYOUTS[0], 4, 1, jnp.float32)
+    function = lower_convolutions(
         functools.partial(
             convolve,
             window_strides=(1, 1),

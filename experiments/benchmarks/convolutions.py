@@ -2,7 +2,7 @@
 
     python experiments/benchmarks/convolutions.py --batch-size 8
 
-Columns: XLA's own convolution; what this library makes of it (the same, but for depthwise ones);
+Columns: XLA's own convolution; what this library makes of it (the same where there are no groups);
 PyTorch's, channels last, if it is installed. Runs alternate, and the fastest of each counts.
 """
 
@@ -18,7 +18,7 @@ from jax import lax
 from rich.console import Console
 from rich.table import Table
 
-from gradnorm_jax.convolution import lower_depthwise
+from gradnorm_jax.convolution import lower_convolutions
 
 try:
     import torch
@@ -46,6 +46,7 @@ CONVOLUTIONS = {
     "3x3, large image": Convolution(56, 64, 64, 3),
     "3x3, small image": Convolution(14, 256, 256, 3),
     "3x3 stride 2": Convolution(56, 128, 128, 3, 2),
+    "two groups, 5x5 (AlexNet)": Convolution(27, 96, 256, 5, 1, 2),
     "grouped 3x3 (ResNeXt)": Convolution(28, 256, 256, 3, 1, 32),
     "depthwise 3x3": Convolution(56, 144, 144, 3, 1, 144),
     "depthwise 3x3 stride 2": Convolution(112, 96, 96, 3, 2, 96),
@@ -92,7 +93,7 @@ def functions(convolution: Convolution, batch_size: int) -> dict[str, Callable[[
         program = jax.jit(function).lower(*operands).compile()
         return lambda: jax.block_until_ready(program(*operands))
 
-    columns = {"XLA": compiled(convolve), "gradnorm_jax": compiled(lower_depthwise(convolve))}
+    columns = {"XLA": compiled(convolve), "gradnorm_jax": compiled(lower_convolutions(convolve))}
     if torch is not None:
         x, weights = (torch.from_numpy(a) for a in (x, weights))
         image = x.permute(0, 3, 1, 2)

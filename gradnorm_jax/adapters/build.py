@@ -11,7 +11,7 @@ from gradnorm_jax.adapters.entries import choose_entry, matrices, only_entry, tr
 from gradnorm_jax.adapters.evaluate import logits_and_features
 from gradnorm_jax.adapters.head import find_layer
 from gradnorm_jax.adapters.keys import Static, static
-from gradnorm_jax.convolution import lower_depthwise
+from gradnorm_jax.convolution import lower_convolutions
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.tree import Path, show_path
 from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
@@ -97,7 +97,7 @@ def _outputs(
 
     if location.head is None:
         return Outputs(
-            _NO_FEATURES, lower_depthwise(entry)(function, variables, images)[location.entry]
+            _NO_FEATURES, lower_convolutions(entry)(function, variables, images)[location.entry]
         )
     # Anew for each shape of images: the program of eight images is not that of one.
     trace, entries = trace_entries(entry, function, variables, images)

@@ -91,6 +91,11 @@ def _class_rows(sums: ClassSums, otherwise: np.ndarray) -> jax.Array:
 
 
 def _patterns(head: LinearHead, sums: ClassSums) -> jax.Array:
+    if not sums.counts.any():
+        raise ValueError(
+            "none of the training images is predicted as labelled, so there are no patterns: give "
+            "labels that are numbered like the network's classes"
+        )
     return _class_rows(sums, np.zeros(()))
 
 
@@ -105,7 +110,8 @@ _MEAN = Fit((PREDICTED_CLASS_SUMS,), _mean)
 
 def _inverse_gen(logits: jax.Array) -> jax.Array:
     top = max(10, logits.shape[1] // 10)
-    return 1 / jnp.maximum(-scores.gen(logits, top=top), jnp.finfo(logits.dtype).tiny)
+    entropy = -scores.gen(logits, top=top)
+    return 1 / jnp.maximum(entropy, jnp.finfo(entropy.dtype).tiny)
 
 
 _LOGIT_SCORES: Mapping[str, Callable[[jax.Array], jax.Array]] = {

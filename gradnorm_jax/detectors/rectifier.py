@@ -128,13 +128,15 @@ def _rectified(rectifier: Rectifier, statistic: Statistic) -> Statistic:
     def init(head: LinearHead, *values: Any) -> _Rectified:
         state = None if rectifier.fit is None else rectifier.fit.finalize(head, *values[: len(own)])
         known = (v.value for v in values[len(own) :])
-        single = LinearHead(*(np.asarray(x, np.float32) for x in head))
         state = jax.tree.map(np.asarray, state)
-        return _Rectified(single, state, statistic.init(head, *known))
+        return _Rectified(head, state, statistic.init(head, *known))
 
     def update(value: _Rectified, examples: Examples) -> _Rectified:
-        outputs = Outputs(*(jnp.asarray(x, np.float32) for x in examples[:2]))
-        features, logits = map(np.asarray, rectifier(value.state, value.head, outputs))
+        state, head, features, logits = jax.tree.map(
+            jnp.asarray, (value.state, value.head, examples.features, examples.logits)
+        )
+        rectified = rectifier(state, head, Outputs(features, logits))
+        features, logits = map(np.asarray, rectified)
         changed = examples._replace(features=features, logits=logits)
         return value._replace(value=statistic.update(value.value, changed))
 

@@ -179,8 +179,9 @@ def encode_arrays(
 
     return safetensors.numpy.save(
         {
-            f"{name}{_AS_BITS}" if array.dtype == _BFLOAT16 else name: np.ascontiguousarray(
-                array.view(np.uint16) if array.dtype == _BFLOAT16 else array
+            # Not by ascontiguousarray, which makes a row of a scalar.
+            f"{name}{_AS_BITS}" if array.dtype == _BFLOAT16 else name: np.asarray(
+                array.view(np.uint16) if array.dtype == _BFLOAT16 else array, order="C"
             )
             for name, array in arrays.items()
         },

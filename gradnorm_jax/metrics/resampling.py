@@ -16,7 +16,7 @@ _REACH = 6.0
 """How many standard deviations of a count a window extends: beyond is one replicate in 1e9."""
 _REACH_OF_FEW = 25
 """Inputs more on each side, where counts are too small to be normal."""
-_BLOCK = 2**24
+_BLOCK = 2**22
 """How many numbers of a block of replicates are in memory at once."""
 
 

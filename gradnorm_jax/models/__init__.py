@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.convolution import lower_depthwise
+from gradnorm_jax.convolution import lower_convolutions
 from gradnorm_jax.models import architecture as architectures
 from gradnorm_jax.models import checkpoint
 from gradnorm_jax.models.architecture import Architecture, WeightsLayout
@@ -191,7 +191,7 @@ def _pure_apply(module: nn.Module) -> Callable[[Variables, jax.Array], Outputs]:
         collections = {"params": variables.params, **dict(variables.state)}
         return cast(Outputs, module.apply(collections, images))
 
-    return lower_depthwise(apply)
+    return lower_convolutions(apply)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))

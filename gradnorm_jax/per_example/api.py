@@ -39,7 +39,8 @@ def per_example_grad_norms(
     pass over the batch. A kernel that is used once has its gradients formed for a few examples at a
     time, and none at all where it multiplies one row for each example (a classifier's last layer)
     or, for the 2-norm, few rows. Nothing below the selected parameters is differentiated: the norms
-    of the last layer cost a forward pass.
+    of the last layer cost a forward pass. The norms, the gradients and what is made of them can be
+    differentiated again, forwards (`jax.jvp`, `jax.jacfwd`) and in reverse.
 
     >>> norms = per_example_grad_norms(loss_fn, params, images, ord=1, select="block4")
     >>> whole = combine_norms(norms, ord=1)  # over block4 as one vector, [B]

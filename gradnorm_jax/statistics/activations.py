@@ -32,7 +32,7 @@ class Contributions(NamedTuple):
     """What activations add to the logit of the predicted class, by how large they are.
 
     Attributes:
-        kernel: `[D, C]` float32, the last layer's.
+        kernel: `[D, C]`, the last layer's.
         sums: `[2^20]`, sum of w_i h_i over activations h_i by bucket, w the weights of the
             predicted class.
     """
@@ -127,12 +127,12 @@ def _count(value: Histogram, examples: Examples) -> Histogram:
 
 
 def _no_contributions(head: LinearHead) -> Contributions:
-    return Contributions(np.asarray(head.kernel, np.float32), np.zeros(_BUCKETS))
+    return Contributions(np.asarray(head.kernel, np.float64), np.zeros(_BUCKETS))
 
 
 def _contribute(value: Contributions, examples: Examples) -> Contributions:
     weights = value.kernel.T[examples.logits.argmax(axis=1)]
-    products = np.asarray(weights, np.float64) * examples.features
+    products = weights * examples.features
     index = buckets(examples.features).reshape(-1)
     sums = value.sums + np.bincount(index, products.reshape(-1), _BUCKETS)
     return value._replace(sums=sums)

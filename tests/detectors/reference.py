@@ -205,13 +205,16 @@ def dice(train, test):
     return special.logsumexp(test.features @ kernel + test.bias, axis=1)
 
 
-def _prune(features, sparsity):
-    pruned = np.zeros_like(features)
+def _kept(features, sparsity):
+    kept = np.zeros_like(features)
     count = features.shape[1] - int(np.round(features.shape[1] * sparsity))
-    for row, h in zip(pruned, features, strict=True):
-        kept = np.argsort(-h, kind="stable")[:count]
-        row[kept] = h[kept]
-    return pruned
+    for row, h in zip(kept, features, strict=True):
+        row[np.argsort(-h, kind="stable")[:count]] = 1
+    return kept
+
+
+def _prune(features, sparsity):
+    return features * _kept(features, sparsity)
 
 
 def ash_p(train, test):
@@ -219,9 +222,8 @@ def ash_p(train, test):
 
 
 def ash_b(train, test):
-    kept = _prune(test.features, 0.65) > 0
-    size = test.features.shape[1]
-    fill = test.features.sum(axis=1) / (size - int(np.round(size * 0.65)))
+    kept = _kept(test.features, 0.65)
+    fill = test.features.sum(axis=1) / kept.sum(axis=1)
     return energy(None, test.of(kept * fill[:, None]))
 
 

@@ -243,11 +243,12 @@ def test_arrays_come_back():
         "a": np.arange(6, dtype=np.float64).reshape(3, 2).T,
         "b": np.array([0.5, 3.0], jnp.bfloat16),
         "c": np.array([], np.int64),
+        "d": np.array(3.0),
     }
     found = decode_arrays(encode_arrays(arrays))
     assert sorted(found) == sorted(arrays)
     for name, array in arrays.items():
-        assert found[name].dtype == array.dtype
+        assert (found[name].dtype, found[name].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(found[name], array)
 
 

@@ -131,6 +131,7 @@ def test_whole_networks(name, formula):
     assert_agreement(golden, jax.jit(golden.module.apply)(golden.variables, golden.images))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WHOLE)
 def test_keys_shapes_and_head(name):
     """No key missing, none too many, and the head is found; all without building the weights."""

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gradnorm_jax.convolution import lower_depthwise
+from gradnorm_jax.convolution import lower_convolutions
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.per_example import (
     FallbackWarning,
@@ -142,7 +142,7 @@ def test_convolutions_that_differ_by_platform(x64):
     """Of the depthwise ones, what is made for CPUs does not hide the kernel from the engine."""
     network = networks.odd_convolutions(jnp.float64)
     gradients = reference.gradients(network)
-    network = network._replace(loss_fn=lower_depthwise(network.loss_fn))
+    network = network._replace(loss_fn=lower_convolutions(network.loss_fn))
     assert "platform_index" in str(jax.make_jaxpr(network.loss_fn)(network.params, network.batch))
     with warnings.catch_warnings():
         warnings.simplefilter("error", FallbackWarning)
