@@ -53,7 +53,7 @@ def parse_detectors(
         if names.count(name) > 1:
             raise ValueError(f"detector {name!r} is asked for more than once; name it once")
     if not detectors:
-        raise ValueError(f"no detectors are asked for; known: {', '.join(DETECTORS)}")
+        raise ValueError("no detectors are asked for; name one, or write all")
     return detectors
 
 
@@ -117,7 +117,7 @@ def _known(name: str) -> Callable[..., Detector | Rectifier]:
     if name not in DETECTORS:
         close = difflib.get_close_matches(name, DETECTORS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"unknown detector {name!r}; {hint}known: {', '.join(DETECTORS)}")
+        raise ValueError(f"unknown detector {name!r}: {hint}`gradnorm-jax detectors` lists them")
     return DETECTORS[name].build
 
 

@@ -87,7 +87,7 @@ def test_words_paths_and_lists(text, value):
 @pytest.mark.parametrize(
     ("specs", "message"),
     [
-        (["nonsense"], "unknown detector 'nonsense'; known: msp"),
+        (["nonsense"], "unknown detector 'nonsense': `gradnorm-jax detectors` lists"),
         (["msp(ord=2)"], "'msp' has no option 'ord'; it has: temperature"),
         (["mahalanobis(x=2)"], "has no option 'x'; it has: none"),
         (["gradnorm(temperature=0)"], "temperature must be positive"),
