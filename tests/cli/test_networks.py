@@ -22,7 +22,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("name", NETWORKS)
 def test_one_command(name, make_folder, tmp_path):
     generator = np.random.default_rng(0)

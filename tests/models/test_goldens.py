@@ -124,14 +124,14 @@ def find_head(row, variables, images):
     return model
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("name", WHOLE)
 def test_whole_networks(name, formula):
     golden = load(name, formula)
     assert_agreement(golden, jax.jit(golden.module.apply)(golden.variables, golden.images))
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("name", WHOLE)
 def test_keys_shapes_and_head(name):
     """No key missing, none too many, and the head is found; all without building the weights."""

@@ -25,7 +25,7 @@ def marked(*rows):
     return pytest.param(
         *rows,
         id="-".join(row.name for row in rows),
-        marks=() if quick else pytest.mark.slow,
+        marks=() if quick else pytest.mark.whole,
     )
 
 

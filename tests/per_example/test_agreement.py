@@ -61,7 +61,7 @@ def test_float32(build):
         assert_close(norms, reference.norms(gradients, order), 1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 @pytest.mark.parametrize("name", networks.TABLE)
 def test_networks_known_by_name(name, x64):
     network = networks.of_table(name, jnp.float64)
