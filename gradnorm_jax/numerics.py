@@ -23,13 +23,10 @@ def to_common_float(*trees: Any) -> Any: ...
 def to_common_float(*trees: Any) -> Any:
     """The trees with all their floating arrays in one type, the widest of them, at least float32.
 
-    Features may come in float32 and what was fitted in float64, say.
+    Features may come in float32 and what was fitted in float64, say. A list is an array.
     """
-    floats = [
-        x.dtype
-        for x in map(jnp.asarray, jax.tree.leaves(trees))
-        if jnp.issubdtype(x.dtype, jnp.floating)
-    ]
+    leaves = jax.tree.leaves(trees, is_leaf=_is_list)
+    floats = [x.dtype for x in map(jnp.asarray, leaves) if jnp.issubdtype(x.dtype, jnp.floating)]
     widest = functools.reduce(np.promote_types, floats, np.dtype(np.float32))
     dtype = jax.dtypes.canonicalize_dtype(widest)
 
@@ -37,7 +34,11 @@ def to_common_float(*trees: Any) -> Any:
         array = jnp.asarray(x)
         return array.astype(dtype) if jnp.issubdtype(array.dtype, jnp.floating) else array
 
-    return jax.tree.map(widen, trees)
+    return jax.tree.map(widen, trees, is_leaf=_is_list)
+
+
+def _is_list(x: Any) -> bool:
+    return isinstance(x, list)
 
 
 def as_rows(name: str, x: ArrayLike, size: str) -> jax.Array:

@@ -3,8 +3,8 @@
     python experiments/benchmarks/statistics_memory.py
 
 Of a few examples at 2,048 features and at 1,000 and 21,843 classes: the sizes do not depend on how
-many there are, but for those that grow until they reach a bound, which is said. A process of several
-keeps its statistics in a file of this size, and each reads those of all others once.
+many there are, but for those that grow until they reach a bound, which is said. Each of several
+processes keeps its statistics in a file of this size, and reads those of all others once.
 """
 
 import jax

@@ -191,6 +191,7 @@ def test_what_cannot_be_calibrated(make_folder, tmp_path):
     assert not path.exists()
 
 
+@pytest.mark.slow
 def test_a_known_network_with_its_weights_in_the_file(weights, make_folder, tmp_path, capsys):
     path, folder = tmp_path / "bit.safetensors", make_folder(20)
     options = ("--weights", str(weights), "--with-weights", "--detector", "msp")

@@ -75,6 +75,7 @@ def test_a_score_does_not_depend_on_its_neighbours(x64):
     assert_close(score(SPECS, head, train, features), together, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_float32_keeps_the_digits_of_float64():
     # Logits up to 20 apart.
     head = LinearHead(*(5 * x for x in random_head(32, 10)))
@@ -87,6 +88,7 @@ def test_float32_keeps_the_digits_of_float64():
     assert_close(narrow, wide, rtol=2e-4)
 
 
+@pytest.mark.slow
 def test_fewer_classes_images_and_features():
     """An absent class; one image for each class, and fewer than features; two classes."""
     head = random_head(num_features=12)
@@ -107,6 +109,7 @@ def test_extreme_features_give_finite_scores():
     assert_finite(score(SPECS, head, random_examples(head), features.astype(np.float32)))
 
 
+@pytest.mark.slow
 def test_bfloat16_is_computed_in_float32():
     head = random_head()
     train = random_examples(head)

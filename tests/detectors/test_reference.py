@@ -105,6 +105,7 @@ def test_all_equal_their_formulas(x64):
         assert_close(found, expected, rtol=rtol, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_neither_batches_nor_order_nor_processes_matter():
     fitted = [d for d in EVERY if d.fit]
     head = LinearHead(TRAIN.kernel, TRAIN.bias)

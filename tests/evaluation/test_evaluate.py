@@ -405,7 +405,10 @@ def nothing(state, model, batch):
             r"a cache cannot share results kept in memory: give a folder \(out\)",
         ),
         ({"detectors": []}, "no detectors are asked for; name one"),
-        ({"detectors": ["nonsense"]}, "unknown detector 'nonsense': `gradnorm-jax detectors` lists"),
+        (
+            {"detectors": ["nonsense"]},
+            "unknown detector 'nonsense': `gradnorm-jax",
+        ),
         ({"detectors": ["msp", "msp"]}, "detector 'msp' is asked for more than once"),
         ({"detectors": ["mahalanobis"], "fit": None}, "none of the detectors can be run"),
         ({"preprocess": "nonsense"}, "unknown preprocessing 'nonsense'"),
