@@ -75,11 +75,16 @@ def fitted(model: Model, detectors: Sequence[Detector], rows: int) -> Mapping[st
         features += 0.1 * rng.random(features.shape, dtype=np.float32)
         logits = features @ head.kernel.astype(np.float32)
         blocks.append(Examples(features, logits, labels[part], np.arange(rows)[part]))
-    fits = {d.name: d.fit for d in detectors if d.fit}
-    known = learn([s for fit in fits.values() for s in fit.statistics], head, blocks)
-    return {
-        name: fit.finalize(head, *(known[s] for s in fit.statistics)) for name, fit in fits.items()
-    }
+    states = {}
+    # Sums say as much of a few thousand images; some of them take long to form.
+    for group, data in ((True, blocks), (False, blocks[:3])):
+        fits = {d.name: d.fit for d in detectors if d.fit and has_bank(d) == group}
+        known = learn([s for fit in fits.values() for s in fit.statistics], head, data)
+        states |= {
+            name: fit.finalize(head, *(known[s] for s in fit.statistics))
+            for name, fit in fits.items()
+        }
+    return states
 
 
 def medians(
@@ -114,7 +119,7 @@ def main(
         batch_size: of the network.
         num_batches: how many make up a round.
         num_classes: size of the last layer.
-        bank_size: how many training images the detectors are fitted to.
+        bank_size: how many training images those detectors are fitted to that keep them.
         rows: of features and logits in a round of the third table.
         repeats: rounds, each of which times all ways.
     """
