@@ -15,10 +15,11 @@ from gradnorm_jax.detectors import DETECTORS, parse_detectors
 from gradnorm_jax.statistics import Examples, Statistic, learn, passes
 from gradnorm_jax.types import LinearHead
 
-GROWS = {
+BY_FORMULA = {
+    "softmax covariances": "8 C^2 bytes, {classes:,.0f} MB for the most classes",
     "bank": "4 (D + 5) bytes a row, {bank:,.0f} MB at 50,000",
     "sums by true and predicted": "8 (D + 3) bytes a pair that occurs",
-    "softmax sums": "8 C bytes a class that is predicted, {softmax:,.0f} MB with all",
+    "softmax sums": "8 C bytes a class that is predicted, {classes:,.0f} MB with all",
 }
 
 
@@ -47,10 +48,10 @@ def main(num_features: int = 2048, num_classes: tuple[int, ...] = (1000, 21_843)
     print(f"{f'MB at D = {num_features:,}':44}{header}")
     sizes = {
         "bank": 50_000 * 4 * (num_features + 5) / 1e6,
-        "softmax": 8 * max(num_classes) ** 2 / 1e6,
+        "classes": 8 * max(num_classes) ** 2 / 1e6,
     }
     for name, statistic in sorted(statistics.items()):
-        grows = next((text for start, text in GROWS.items() if name.startswith(start)), None)
+        grows = next((text for start, text in BY_FORMULA.items() if name.startswith(start)), None)
         if grows is not None:
             print(f"{name:44}{grows.format(**sizes):>14}")
             continue
