@@ -16,7 +16,6 @@ Printed are medians of times per image and of ratios measured side by side.
 
 import functools
 import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from throughput import seconds
 
 from gradnorm_jax.detectors import DETECTORS, Detector, parse_detectors
 from gradnorm_jax.evaluation.evaluate import fit_states
@@ -32,13 +32,6 @@ from gradnorm_jax.models import init_model
 from gradnorm_jax.sharding import batch_mesh
 from gradnorm_jax.statistics import Examples, learn
 from gradnorm_jax.types import Model, Outputs, linear_head, on_host
-
-
-def seconds(work: Callable[[], Any]) -> float:
-    """The time that `work` takes until its result is there."""
-    start = time.perf_counter()
-    jax.block_until_ready(work())
-    return time.perf_counter() - start
 
 
 def has_bank(detector: Detector) -> bool:

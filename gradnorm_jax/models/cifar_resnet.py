@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.models.layers import batch_norm, convolve, linear
+from gradnorm_jax.models.layers import Stage, batch_norm, convolve, linear
 from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.types import Head, Outputs
@@ -59,24 +59,10 @@ class CifarResNet(nn.Module):
         x = nn.relu(batch_norm(x, train, "bn1"))
         for index in range(3):
             stride = 1 if index == 0 else 2
-            x = _Layer(blocks, 16 * 2**index, stride, name=f"layer{index + 1}")(x, train)
+            block = functools.partial(_Block, 16 * 2**index)
+            x = Stage(block, blocks, stride, name=f"layer{index + 1}")(x, train)
         features = to_float32_at_least(x).mean(axis=(1, 2))
         return Outputs(features, linear(features, self.num_classes, "linear"))
-
-
-class _Layer(nn.Module):
-    """A number of blocks, the first of which has the stride."""
-
-    blocks: int
-    channels: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for index in range(self.blocks):
-            stride = self.stride if index == 0 else 1
-            x = _Block(self.channels, stride, name=str(index))(x, train)
-        return x
 
 
 class _Block(nn.Module):

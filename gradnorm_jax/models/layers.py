@@ -1,5 +1,7 @@
 """Layers that the networks share, as PyTorch computes them."""
 
+from collections.abc import Callable
+
 import jax
 from flax import linen as nn
 
@@ -83,3 +85,25 @@ def avg_pool(x: jax.Array) -> jax.Array:
 def linear(features: jax.Array, num_classes: int, name: str) -> jax.Array:
     """The last layer, in the type of the features."""
     return nn.Dense(num_classes, dtype=features.dtype, name=name)(features)
+
+
+class Stage(nn.Module):
+    """Blocks named 0, 1, ..., of which the first has the stride.
+
+    Attributes:
+        block: makes one, `(stride=, name=) -> module`, whose call takes `(x, train)`.
+        depth: how many.
+        stride: of the first.
+    """
+
+    block: Callable[..., nn.Module]
+    depth: int
+    stride: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """The last block's output."""
+        for index in range(self.depth):
+            stride = self.stride if index == 0 else 1
+            x = self.block(stride=stride, name=str(index))(x, train)
+        return x

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.models.layers import batch_norm, convolve, linear
+from gradnorm_jax.models.layers import Stage, batch_norm, convolve, linear
 from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.types import Head, Outputs
@@ -74,22 +74,8 @@ class _Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        return _Units(self.units, self.channels, self.stride, name="layer")(x, train)
-
-
-class _Units(nn.Module):
-    """A number of units, the first of which has the stride."""
-
-    units: int
-    channels: int
-    stride: int
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        for index in range(self.units):
-            stride = self.stride if index == 0 else 1
-            x = _Unit(self.channels, stride, name=str(index))(x, train)
-        return x
+        unit = functools.partial(_Unit, self.channels)
+        return Stage(unit, self.units, self.stride, name="layer")(x, train)
 
 
 class _Unit(nn.Module):
