@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
     from gradnorm_jax.norms import combine_norms, entrywise_norm
     from gradnorm_jax.per_example import (
+        Tap,
         per_example_grad_norms,
         per_example_grads,
         per_example_reduce,
+        taps,
     )
     from gradnorm_jax.scores import (
         energy,
@@ -73,6 +75,7 @@ _LAZY = {
     "Rectifier": "detectors",
     "Result": "evaluation.report",
     "Statistic": "statistics",
+    "Tap": "per_example",
     "Trial": "tuning",
     "Tuned": "tuning",
     "Unfinished": "evaluation.records",
@@ -113,6 +116,7 @@ _LAZY = {
     "save_detector": "calibration.detector_file",
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
+    "taps": "per_example",
     "tied_gaussians": "statistics",
     "tune": "tuning",
 }
@@ -138,6 +142,7 @@ __all__ = [
     "Rectifier",
     "Result",
     "Statistic",
+    "Tap",
     "Trial",
     "Tuned",
     "Unfinished",
@@ -186,6 +191,7 @@ __all__ = [
     "smoothed_prediction",
     "softmax_minus_uniform",
     "statistics",
+    "taps",
     "tied_gaussians",
     "tune",
 ]

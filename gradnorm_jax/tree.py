@@ -131,12 +131,14 @@ def _choose(paths: tuple[str, ...], select: Select) -> tuple[str, ...]:
 
 
 def _matches(path: str, pattern: str) -> bool:
-    """Whether the pattern matches the path or one of the subtrees that it lies in."""
+    return matching_prefix(path, pattern) is not None
+
+
+def matching_prefix(path: str, pattern: str) -> str | None:
+    """The path, or the largest subtree that it lies in, that matches the pattern; None if none."""
     keys = path.split("/")
-    pattern = pattern.strip("/")
-    return any(
-        fnmatch.fnmatchcase("/".join(keys[:depth]), pattern) for depth in range(1, len(keys) + 1)
-    )
+    prefixes = ("/".join(keys[:depth]) for depth in range(1, len(keys) + 1))
+    return next((p for p in prefixes if fnmatch.fnmatchcase(p, pattern.strip("/"))), None)
 
 
 def listing(paths: Sequence[str]) -> str:

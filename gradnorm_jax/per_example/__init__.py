@@ -17,12 +17,15 @@ from gradnorm_jax.per_example.api import (
     per_example_reduce,
 )
 from gradnorm_jax.per_example.engine import FallbackWarning
+from gradnorm_jax.per_example.taps import Tap, taps
 
 __all__ = [
     "FallbackWarning",
     "LossFn",
+    "Tap",
     "combine_norms",
     "per_example_grad_norms",
     "per_example_grads",
     "per_example_reduce",
+    "taps",
 ]

@@ -51,18 +51,37 @@ class ParameterUses(NamedTuple):
     without_rule: frozenset[str]
 
 
+def find_origins(program: Program, inputs: Sequence[Origins]) -> dict[Any, Origins]:
+    """What all variables of a program come from, given that of each of its inputs."""
+    jaxpr = body(program)
+    origins: dict[Any, Origins] = dict(zip(jaxpr.invars, inputs, strict=True))
+    for equation in jaxpr.eqns:
+        operands = [origin_of(atom, origins) for atom in equation.invars]
+        result = None if None in operands else all_paths(operands)
+        origins.update(dict.fromkeys(equation.outvars, result))
+    return origins
+
+
+def origin_of(atom: Any, origins: Mapping[Any, Origins]) -> Origins:
+    """What an operand comes from: a variable, a constant or a literal."""
+    return origins.get(atom, _NO_PATHS) if isinstance(atom, core.Var) else _NO_PATHS
+
+
+def all_paths(origins: Sequence[Origins]) -> frozenset[str]:
+    """The parameters that any of several operands come from, those that are data left out."""
+    return _NO_PATHS.union(*(origin for origin in origins if origin is not None))
+
+
 def find_entries(program: Program, inputs: Sequence[Origins]) -> ParameterUses:
     """The entries of all parameters into a loss, given what each of its inputs is."""
     jaxpr = body(program)
-    origins: dict[Any, Origins] = dict(zip(jaxpr.invars, inputs, strict=True))
+    origins = find_origins(program, inputs)
     entries: dict[str, list[ParameterUse | None]] = {}
     without_rule = _NO_PATHS
     for equation in jaxpr.eqns:
-        operands = [_origin(atom, origins) for atom in equation.invars]
-        paths = _NO_PATHS.union(*(origin for origin in operands if origin is not None))
-        mixed = None in operands
-        origins.update(dict.fromkeys(equation.outvars, None if mixed else paths))
-        if not (mixed and paths):
+        operands = [origin_of(atom, origins) for atom in equation.invars]
+        paths = all_paths(operands)
+        if not (None in operands and paths):
             continue
         without_rule |= _without_rule(equation, operands, paths)
         for position, origin in enumerate(operands):
@@ -70,7 +89,7 @@ def find_entries(program: Program, inputs: Sequence[Origins]) -> ParameterUses:
                 alone = ParameterUse(equation, position) if len(origin or ()) == 1 else None
                 entries.setdefault(path, []).append(alone)
     for atom in jaxpr.outvars:
-        for path in _origin(atom, origins) or ():
+        for path in origin_of(atom, origins) or ():
             entries.setdefault(path, []).append(None)
     sole = {
         path: found[0]
@@ -89,10 +108,6 @@ def keeps_entries(program: Program, variable: Any) -> bool:
             return False
         variable = made_by[variable].invars[0]
     return variable in jaxpr.invars
-
-
-def _origin(atom: Any, origins: Mapping[Any, Origins]) -> Origins:
-    return origins.get(atom, _NO_PATHS) if isinstance(atom, core.Var) else _NO_PATHS
 
 
 def _without_rule(

@@ -1,0 +1,322 @@
+"""Where in a program a layer begins and ends, found from where its parameters meet the data.
+
+A layer is a chain of equations that take parameters of one module together with data, one after
+another with nothing but moves in between: a product and a bias, or the shift, scale and bias of a
+normalisation. So it is found whatever framework has written the program.
+"""
+
+import functools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import jax
+from jax.extend import core
+
+from gradnorm_jax import convolution
+from gradnorm_jax.jaxprs import Program, Rule, body, inline_calls
+from gradnorm_jax.per_example.analysis import Origins, all_paths, find_origins, origin_of
+from gradnorm_jax.tree import listing, matching_prefix
+
+AFTER = "after:"
+"""What stands before a pattern that names whole parts of the network."""
+
+_POSITION = re.compile(r"(\w+)\[(-?\d+)\]")
+_MOVES = {"broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze"}
+_MOVES |= {"transpose"}
+_NOT_OPENED = {"cond", "while", "custom_jvp_call", "custom_vjp_call", "shard_map"}
+_PRODUCTS = {"dot_general", "conv_general_dilated"}
+
+Name = TypeVar("Name")
+
+
+class Site(NamedTuple):
+    """A layer, a part of the network, or one operation, where it is applied.
+
+    Attributes:
+        name: of the layer.
+        input: the variable that goes in.
+        output: the variable that comes out.
+        is_product: whether it begins with a product by a parameter: a dense or convolutional layer.
+    """
+
+    name: str
+    input: Any
+    output: Any
+    is_product: bool
+
+
+class Sites(NamedTuple):
+    """What is tapped in a program.
+
+    Attributes:
+        program: with all calls and rematerialised parts opened.
+        here: in the program itself.
+        loops: the loops in whose bodies something is, and what.
+    """
+
+    program: Program
+    here: tuple[Site, ...]
+    loops: "tuple[Loop, ...]"
+
+    def all(self) -> list[Site]:
+        """Those of loops too, in the order of execution."""
+        positions = {
+            out: i for i, eqn in enumerate(body(self.program).eqns) for out in eqn.outvars
+        }
+        found = [(positions[site.output], [site]) for site in self.here]
+        found += [(positions[each.result], each.sites.all()) for each in self.loops]
+        return [site for _, sites in sorted(found, key=lambda pair: pair[0]) for site in sites]
+
+
+class Loop(NamedTuple):
+    """A `jax.lax.scan`, and what is tapped in its body."""
+
+    equation: core.JaxprEqn
+    sites: Sites
+
+    @property
+    def result(self) -> Any:
+        """The variable that the loop is known by."""
+        return self.equation.outvars[0]
+
+
+class Wanted(NamedTuple):
+    """What is asked for.
+
+    Attributes:
+        leaves: paths of parameters whose layers are.
+        parts: patterns for subtrees of parameters whose outputs are.
+        positions: an operation and which of its uses, such as ("relu", -1).
+    """
+
+    leaves: frozenset[str]
+    parts: tuple[str, ...] = ()
+    positions: tuple[tuple[str, int], ...] = ()
+
+
+def read_position(text: str) -> tuple[str, int] | None:
+    """`relu[-1]` as ("relu", -1); None for a path."""
+    found = _POSITION.fullmatch(text)
+    return (found[1], int(found[2])) if found else None
+
+
+def open_calls(program: Program) -> Program:
+    """The program with the bodies of calls, and of what is rematerialised, in their places."""
+
+    def rule_for(equation: core.JaxprEqn) -> Rule | None:
+        if equation.primitive.name == "remat2":
+            return functools.partial(inline_calls, equation.params["jaxpr"], rule_for)
+        return convolution.plain_rule(equation)
+
+    inputs = [variable.aval for variable in body(program).invars]
+    return jax.make_jaxpr(functools.partial(inline_calls, program, rule_for))(*inputs)
+
+
+def find_sites(program: Program, inputs: Sequence[Origins], wanted: Wanted) -> Sites:
+    """The places of what is wanted in a program, given what each of its inputs is.
+
+    Raises:
+        ValueError: a layer is applied more than once, or its parameters enter where nothing can be
+            tapped; or there is no such operation.
+    """
+    program = open_calls(program)
+    graph = _Graph(program, find_origins(program, inputs))
+    layers, loops = _layers(graph, wanted.leaves)
+    parts = [_part(graph, name, leaves) for name, leaves in _by_part(graph, wanted.parts).items()]
+    positions = [_position(graph, *each) for each in wanted.positions]
+    return Sites(program, (*layers, *parts, *positions), loops)
+
+
+class _Graph:
+    """A program, its equations by number."""
+
+    def __init__(self, program: Program, origins: Mapping[Any, Origins]) -> None:
+        jaxpr = body(program)
+        self.program, self.equations, self.origins = program, jaxpr.eqns, origins
+        self.inputs = [v for v in jaxpr.invars if origins[v] is None]
+        self.maker = {out: i for i, eqn in enumerate(self.equations) for out in eqn.outvars}
+        self.users: dict[Any, list[int]] = {}
+        self.entries: dict[str, list[int]] = {}
+        for i, equation in enumerate(self.equations):
+            for atom in dict.fromkeys(a for a in equation.invars if isinstance(a, core.Var)):
+                self.users.setdefault(atom, []).append(i)
+            operands = [origin_of(atom, origins) for atom in equation.invars]
+            for path in all_paths(operands) if None in operands else ():
+                self.entries.setdefault(path, []).append(i)
+        self.all_entries = {i for each in self.entries.values() for i in each}
+
+    def data(self, number: int) -> list[Any]:
+        """The operands of an equation that depend on the example."""
+        operands = self.equations[number].invars
+        return [atom for atom in operands if origin_of(atom, self.origins) is None]
+
+    def name(self, number: int) -> str:
+        """Of what an equation does."""
+        return self.equations[number].primitive.name
+
+    def before_moves(self, variable: Any) -> Any:
+        """The variable that one holds the entries of."""
+        while variable in self.maker and self.name(self.maker[variable]) in _MOVES:
+            variable = self.equations[self.maker[variable]].invars[0]
+        return variable
+
+    def whole(self, number: int) -> int:
+        """An entry; for the factor of a normalisation, r * scale, the product x * (r * scale)."""
+        (operand, *others) = self.data(number)
+        root = self.maker.get(self.before_moves(operand))
+        if others or self.name(number) != "mul" or root is None or self.name(root) != "rsqrt":
+            return number
+        variable = self.equations[number].outvars[0]
+        while len(users := self.users.get(variable, [])) == 1:
+            if self.name(users[0]) == "mul":
+                return users[0]
+            if self.name(users[0]) not in _MOVES:
+                break
+            variable = self.equations[users[0]].outvars[0]
+        return number
+
+    def common_source(self, variables: Sequence[Any]) -> Any:
+        """The last variable that all ways from the example to some variables lead through."""
+        if len(variables) == 1:
+            return variables[0]
+        above: dict[Any, Any] = dict.fromkeys(self.inputs)
+        depth: dict[Any, int] = {None: 0, **dict.fromkeys(self.inputs, 1)}
+
+        def meet(a: Any, b: Any) -> Any:
+            while a is not b:
+                a, b = (above[a], b) if depth[a] >= depth[b] else (a, above[b])
+            return a
+
+        for i, equation in enumerate(self.equations):
+            operands = self.data(i)
+            if operands:
+                source = functools.reduce(meet, operands)
+                above.update(dict.fromkeys(equation.outvars, source))
+                depth.update(dict.fromkeys(equation.outvars, depth[source] + 1))
+        return functools.reduce(meet, variables)
+
+    def site(self, name: str, first: int, output: Any) -> Site:
+        """What begins with an equation and ends with a variable."""
+        source = self.common_source(self.data(self.whole(first)))
+        if source is None:
+            raise ValueError(f"what enters {name} comes from several inputs: tap it by position")
+        return Site(name, source, output, self.name(first) in _PRODUCTS)
+
+
+def _layers(graph: _Graph, leaves: frozenset[str]) -> tuple[list[Site], tuple[Loop, ...]]:
+    """The layers of selected parameters, and the loops that have some in them."""
+    modules: dict[str, list[str]] = {}
+    looped: dict[int, None] = {}
+    for path, entries in graph.entries.items():
+        kinds = {graph.name(i) for i in entries}
+        if kinds == {"scan"} and len(entries) == 1:
+            looped |= dict.fromkeys(entries) if path in leaves else {}
+        elif (closed := kinds & _NOT_OPENED) and path in leaves:
+            raise ValueError(
+                f"parameter {path} enters a {min(closed)}, in which nothing can be tapped; select "
+                "other layers"
+            )
+        else:
+            modules.setdefault(_module(path), []).append(path)
+    found = [
+        graph.site(name, first, graph.equations[graph.whole(last)].outvars[0])
+        for module, members in modules.items()
+        for first, last, name in _chains(graph, module, members, leaves)
+    ]
+    return found, tuple(_in_loop(graph, i, leaves) for i in looped)
+
+
+def _chains(
+    graph: _Graph,
+    module: str,
+    members: Sequence[str],
+    leaves: frozenset[str],
+) -> Iterable[tuple[int, int, str]]:
+    """The first and the last entry of each selected layer of a module, and its name."""
+    chains: list[list[int]] = []
+    for i in sorted({i for path in members for i in graph.entries[path]}):
+        if chains:
+            end = graph.equations[graph.whole(chains[-1][-1])].outvars[0]
+            if end in map(graph.before_moves, graph.data(i)):
+                chains[-1].append(i)
+                continue
+        chains.append([i])
+    for chain in chains:
+        own = [path for path in members if not set(chain).isdisjoint(graph.entries[path])]
+        if leaves.isdisjoint(own):
+            continue
+        several = [path for path in own if not set(chain) >= set(graph.entries[path])]
+        if several:
+            raise ValueError(
+                f"parameter {several[0]} is used {len(graph.entries[several[0]])} times; tap the "
+                'uses by their position, such as "dot_general[0]"'
+            )
+        yield chain[0], chain[-1], module if module and len(chains) == 1 else own[0]
+
+
+def _in_loop(graph: _Graph, number: int, leaves: frozenset[str]) -> Loop:
+    equation = graph.equations[number]
+    origins = [origin_of(atom, graph.origins) for atom in equation.invars]
+    consts, carry = equation.params["num_consts"], equation.params["num_carry"]
+    # What is carried depends on the example from some turn on, or it would be no layer's input.
+    origins[consts : consts + carry] = [None] * carry
+    return Loop(equation, find_sites(equation.params["jaxpr"], origins, Wanted(leaves)))
+
+
+def _by_part(graph: _Graph, patterns: Sequence[str]) -> dict[str, list[str]]:
+    """The parameters of each part of the network that a pattern names."""
+    parts: dict[str, list[str]] = {}
+    for path in graph.entries:
+        for pattern in patterns:
+            prefix = matching_prefix(path, pattern)
+            if prefix is not None:
+                parts.setdefault(AFTER + prefix, []).append(path)
+    return parts
+
+
+def _part(graph: _Graph, name: str, leaves: Sequence[str]) -> Site:
+    """What comes after the last layer of a part, and what joins or rectifies it elementwise."""
+    entries = {i for path in leaves for i in graph.entries[path]}
+    last = graph.equations[graph.whole(max(entries))]
+    used = [out for out in last.outvars if out in graph.users]
+    if len(used) != 1:
+        raise ValueError(f"{name} ends in {last.primitive.name}, which has {len(used)} results")
+    (output,) = used
+    while len(users := graph.users.get(output, [])) == 1 and users[0] not in graph.all_entries:
+        (result, *others) = graph.equations[users[0]].outvars
+        same = result.aval.shape == output.aval.shape
+        if others or not (same or graph.name(users[0]) == "concatenate"):
+            break
+        output = result
+    return graph.site(name, min(entries), output)
+
+
+def _position(graph: _Graph, operation: str, index: int) -> Site:
+    """One of the uses of an operation on data, counted in the order of execution."""
+    found = [
+        i
+        for i, equation in enumerate(graph.equations)
+        if graph.data(i) and operation in _operations(equation)
+    ]
+    if not -len(found) <= index < len(found):
+        names = sorted({n for i, e in enumerate(graph.equations) if graph.data(i)
+                        for n in _operations(e)})
+        raise ValueError(
+            f"there is no {operation}[{index}]: the network has {len(found)} of these; it has "
+            f"{listing(names)}"
+        )
+    number = found[index]
+    return graph.site(f"{operation}[{index}]", number, graph.equations[number].outvars[0])
+
+
+def _operations(equation: core.JaxprEqn) -> set[str]:
+    """What an equation may be called: its primitive, the function that it calls, or a rectifier."""
+    names = {equation.primitive.name, str(equation.params.get("name", equation.primitive.name))}
+    literals = [a.val for a in equation.invars if isinstance(a, core.Literal)]
+    return names | ({"relu"} if equation.primitive.name == "max" and 0 in literals else set())
+
+
+def _module(path: str) -> str:
+    # The variables of an NNX state are nodes of their own: conv/kernel/value.
+    return path.removesuffix("/value").rpartition("/")[0]
