@@ -82,6 +82,11 @@ def called_program(equation: core.JaxprEqn) -> Program | None:
     return None if parameter is None else equation.params[parameter]
 
 
+def is_call(equation: core.JaxprEqn) -> bool:
+    """Whether an equation does nothing but call a program."""
+    return equation.primitive.name in _CALLED
+
+
 def body(program: Program) -> core.Jaxpr:
     """The jaxpr without its constants."""
     return cast(core.Jaxpr, getattr(program, "jaxpr", program))

@@ -17,7 +17,7 @@ from gradnorm_jax.per_example.api import (
     per_example_reduce,
 )
 from gradnorm_jax.per_example.engine import FallbackWarning
-from gradnorm_jax.per_example.taps import Tap, taps
+from gradnorm_jax.per_example.tapping import Tap, taps
 
 __all__ = [
     "FallbackWarning",

@@ -14,12 +14,15 @@ import jax
 from jax.extend import core
 
 from gradnorm_jax import convolution
-from gradnorm_jax.jaxprs import Program, Rule, body, inline_calls
+from gradnorm_jax.jaxprs import Program, Rule, body, inline_calls, inner_programs, is_call, shape_of
 from gradnorm_jax.per_example.analysis import Origins, all_paths, find_origins, origin_of
-from gradnorm_jax.tree import listing, matching_prefix
+from gradnorm_jax.tree import matching_prefix
 
 AFTER = "after:"
 """What stands before a pattern that names whole parts of the network."""
+
+OUTPUTS = "gradnorm_jax.outputs"
+"""The name that a classifier's outputs have in a program that goes on from them."""
 
 _POSITION = re.compile(r"(\w+)\[(-?\d+)\]")
 _MOVES = {"broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze"}
@@ -61,9 +64,7 @@ class Sites(NamedTuple):
 
     def all(self) -> list[Site]:
         """Those of loops too, in the order of execution."""
-        positions = {
-            out: i for i, eqn in enumerate(body(self.program).eqns) for out in eqn.outvars
-        }
+        positions = {out: i for i, eqn in enumerate(body(self.program).eqns) for out in eqn.outvars}
         found = [(positions[site.output], [site]) for site in self.here]
         found += [(positions[each.result], each.sites.all()) for each in self.loops]
         return [site for _, sites in sorted(found, key=lambda pair: pair[0]) for site in sites]
@@ -103,6 +104,8 @@ def read_position(text: str) -> tuple[str, int] | None:
 
 def open_calls(program: Program) -> Program:
     """The program with the bodies of calls, and of what is rematerialised, in their places."""
+    if not any(is_call(eqn) or eqn.primitive.name == "remat2" for eqn in body(program).eqns):
+        return program
 
     def rule_for(equation: core.JaxprEqn) -> Rule | None:
         if equation.primitive.name == "remat2":
@@ -144,6 +147,8 @@ class _Graph:
             operands = [origin_of(atom, origins) for atom in equation.invars]
             for path in all_paths(operands) if None in operands else ():
                 self.entries.setdefault(path, []).append(i)
+        ends = [i for i, e in enumerate(self.equations) if e.params.get("name") == OUTPUTS]
+        self.end = ends[-1] if ends else len(self.equations)
         self.all_entries = {i for each in self.entries.values() for i in each}
 
     def data(self, number: int) -> list[Any]:
@@ -238,7 +243,8 @@ def _chains(
     for i in sorted({i for path in members for i in graph.entries[path]}):
         if chains:
             end = graph.equations[graph.whole(chains[-1][-1])].outvars[0]
-            if end in map(graph.before_moves, graph.data(i)):
+            goes_on = end in map(graph.before_moves, graph.data(i))
+            if goes_on and graph.name(i) not in _PRODUCTS:
                 chains[-1].append(i)
                 continue
         chains.append([i])
@@ -285,7 +291,7 @@ def _part(graph: _Graph, name: str, leaves: Sequence[str]) -> Site:
     (output,) = used
     while len(users := graph.users.get(output, [])) == 1 and users[0] not in graph.all_entries:
         (result, *others) = graph.equations[users[0]].outvars
-        same = result.aval.shape == output.aval.shape
+        same = shape_of(result).shape == shape_of(output).shape
         if others or not (same or graph.name(users[0]) == "concatenate"):
             break
         output = result
@@ -294,17 +300,13 @@ def _part(graph: _Graph, name: str, leaves: Sequence[str]) -> Site:
 
 def _position(graph: _Graph, operation: str, index: int) -> Site:
     """One of the uses of an operation on data, counted in the order of execution."""
-    found = [
-        i
-        for i, equation in enumerate(graph.equations)
-        if graph.data(i) and operation in _operations(equation)
-    ]
+    on_data = [i for i in range(graph.end) if graph.data(i)]
+    found = [i for i in on_data if operation in _operations(graph.equations[i])]
     if not -len(found) <= index < len(found):
-        names = sorted({n for i, e in enumerate(graph.equations) if graph.data(i)
-                        for n in _operations(e)})
+        names = sorted(set[str]().union(*(_operations(graph.equations[i]) for i in on_data)))
         raise ValueError(
-            f"there is no {operation}[{index}]: the network has {len(found)} of these; it has "
-            f"{listing(names)}"
+            f"there is no {operation}[{index}]: the network has {len(found)} of these; there are "
+            + ", ".join(names)
         )
     number = found[index]
     return graph.site(f"{operation}[{index}]", number, graph.equations[number].outvars[0])
@@ -312,9 +314,13 @@ def _position(graph: _Graph, operation: str, index: int) -> Site:
 
 def _operations(equation: core.JaxprEqn) -> set[str]:
     """What an equation may be called: its primitive, the function that it calls, or a rectifier."""
-    names = {equation.primitive.name, str(equation.params.get("name", equation.primitive.name))}
-    literals = [a.val for a in equation.invars if isinstance(a, core.Literal)]
-    return names | ({"relu"} if equation.primitive.name == "max" and 0 in literals else set())
+    name = equation.primitive.name
+    names = {name, str(equation.params.get("name", name))}
+    if name == "custom_jvp_call":
+        (inner,) = inner_programs(equation)
+        names = names.union(*map(_operations, body(inner).eqns))
+    literals = [atom.val for atom in equation.invars if isinstance(atom, core.Literal)]
+    return names | ({"relu"} if name == "max" and 0 in literals else set())
 
 
 def _module(path: str) -> str:

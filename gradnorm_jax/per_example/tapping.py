@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.extend import core
 from jax.sharding import AbstractMesh, Mesh
 from jax.tree_util import Partial
@@ -18,6 +19,7 @@ from gradnorm_jax.per_example.placement import Placement, as_varying, find_place
 from gradnorm_jax.per_example.program import trace_loss
 from gradnorm_jax.per_example.sites import (
     AFTER,
+    OUTPUTS,
     Loop,
     Site,
     Sites,
@@ -140,7 +142,8 @@ def _kl(outputs: Outputs) -> jax.Array:
 def _scalar_of(
     function: Partial, scalar: Partial, variables: Variables, images: jax.Array
 ) -> jax.Array:
-    return scalar(function(variables, images))
+    outputs = function(variables, images)
+    return scalar(outputs._replace(logits=checkpoint_name(outputs.logits, OUTPUTS)))
 
 
 def _loss_of(loss_fn: Partial, variables: Variables, batch: Any) -> jax.Array:
@@ -340,16 +343,17 @@ def _run(
     def run_loop(loop: Loop, *operands: Any) -> list[Any]:
         params = loop.equation.params
         first, rest = params["num_consts"], params["num_consts"] + params["num_carry"]
+        carry: Any
         fixed, carry, xs = operands[:first], operands[first:rest], operands[rest:]
         own = {site.name: probes[site.name] for site in loop.sites.all() if probes}
 
-        def turn(carry: list[Any], x: Any) -> tuple[list[Any], Any]:
+        def turn(carry: Any, x: Any) -> tuple[Any, Any]:
             xs, own = x
             results, found = _run(loop.sites, step, own, [*fixed, *carry, *xs])
             return results[: len(carry)], (results[len(carry) :], found)
 
         options = {name: params[name] for name in ("length", "reverse", "unroll")}
-        carry, (ys, found) = lax.scan(turn, list(carry), (list(xs), own), **options)
+        carry, (ys, found) = lax.scan(turn, list(carry), (xs, own), **options)
         readings.update(found)
         return [*carry, *ys]
 
