@@ -5,7 +5,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gradnorm_jax.detectors import Detector, Rectifier, parse_detectors
+from gradnorm_jax.detectors import Detector, Reading, Rectifier, parse_detectors
 from gradnorm_jax.detectors.options import show_value
 from gradnorm_jax.types import Model
 
@@ -48,7 +48,7 @@ class Tuned:
 
 
 def tune(
-    detector: str | Callable[..., Detector | Rectifier],
+    detector: str | Callable[..., Detector | Rectifier | Reading],
     model: Model,
     *,
     id_data: Any,
@@ -100,8 +100,8 @@ def tune(
 
 
 def _at(
-    detector: str | Callable[..., Detector | Rectifier], point: Mapping[str, Any]
-) -> str | Detector | Rectifier:
+    detector: str | Callable[..., Detector | Rectifier | Reading], point: Mapping[str, Any]
+) -> str | Detector | Rectifier | Reading:
     if not isinstance(detector, str):
         return detector(**point)
     return f"{detector}({', '.join(f'{name}={show_value(x)}' for name, x in point.items())})"

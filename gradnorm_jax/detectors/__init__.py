@@ -20,6 +20,7 @@ from gradnorm_jax.detectors.curvature import (
 from gradnorm_jax.detectors.density import weiper
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit, Needs
 from gradnorm_jax.detectors.feature import (
+    gaussian,
     mahalanobis,
     mahalanobis_plus_plus,
     relative_mahalanobis,
@@ -28,6 +29,15 @@ from gradnorm_jax.detectors.feature import (
 from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
 from gradnorm_jax.detectors.grood import grood
+from gradnorm_jax.detectors.inner import (
+    gaia_a,
+    gaia_z,
+    layer_features,
+    layer_gradients,
+    layer_norms,
+    mahalanobis_layers,
+    nac_layers,
+)
 from gradnorm_jax.detectors.neighbors import knn, nnguide
 from gradnorm_jax.detectors.neurons import gsc, nac
 from gradnorm_jax.detectors.output import (
@@ -41,6 +51,8 @@ from gradnorm_jax.detectors.output import (
     temperature_scaling,
 )
 from gradnorm_jax.detectors.parse import parse_detectors
+from gradnorm_jax.detectors.perturbation import adascale_a, adascale_l, approximate_mass, pro
+from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.detectors.rectified import ash_b, ash_p, ash_s, dice, optfs, react, scale, vra
 from gradnorm_jax.detectors.rectifier import Rectifier, compose
 from gradnorm_jax.detectors.subspace import neco, residual, vim
@@ -52,7 +64,11 @@ __all__ = [
     "Detector",
     "Fit",
     "Needs",
+    "Reading",
     "Rectifier",
+    "adascale_a",
+    "adascale_l",
+    "approximate_mass",
     "ash_b",
     "ash_p",
     "ash_s",
@@ -68,6 +84,9 @@ __all__ = [
     "feature_norm",
     "fisher_mahalanobis",
     "fisher_trace",
+    "gaia_a",
+    "gaia_z",
+    "gaussian",
     "gen",
     "gini",
     "grad_uncertainty",
@@ -78,11 +97,16 @@ __all__ = [
     "gsc",
     "kl_matching",
     "knn",
+    "layer_features",
+    "layer_gradients",
+    "layer_norms",
     "mahalanobis",
+    "mahalanobis_layers",
     "mahalanobis_plus_plus",
     "max_logit",
     "msp",
     "nac",
+    "nac_layers",
     "nci",
     "neco",
     "nnguide",
@@ -90,6 +114,7 @@ __all__ = [
     "optfs",
     "parse_detectors",
     "pnml",
+    "pro",
     "react",
     "relative_mahalanobis",
     "relative_mahalanobis_plus_plus",

@@ -8,7 +8,7 @@ from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.numerics import unit_rows
-from gradnorm_jax.scores import TiedGaussians
+from gradnorm_jax.scores import DiagonalGaussian, TiedGaussians
 from gradnorm_jax.statistics.class_moments import (
     CLASS_SUMS,
     UNIT_CLASS_SUMS,
@@ -16,7 +16,7 @@ from gradnorm_jax.statistics.class_moments import (
     background_gaussian,
     tied_gaussians,
 )
-from gradnorm_jax.statistics.moments import MOMENTS, UNIT_MOMENTS, Moments
+from gradnorm_jax.statistics.moments import MOMENTS, UNIT_MOMENTS, Moments, diagonal_gaussian
 from gradnorm_jax.types import LinearHead, Model
 
 
@@ -37,6 +37,20 @@ def _relative_gaussians(head: LinearHead, moments: Moments, sums: ClassSums) -> 
 
 _OF_FEATURES = (MOMENTS, CLASS_SUMS)
 _OF_UNIT_FEATURES = (UNIT_MOMENTS, UNIT_CLASS_SUMS)
+
+
+def _diagonal(head: LinearHead, moments: Moments) -> DiagonalGaussian:
+    return diagonal_gaussian(moments)
+
+
+def _gaussian(state: DiagonalGaussian, model: Model, batch: Batch) -> jax.Array:
+    return scores.gaussian(batch.outputs.features, state)
+
+
+@builder
+def gaussian() -> Detector:
+    """Log density of independent Gaussian features; see `scores.gaussian`."""
+    return Detector("gaussian", "outputs", _gaussian, Fit((MOMENTS,), _diagonal))
 
 
 @builder

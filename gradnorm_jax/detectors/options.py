@@ -14,11 +14,12 @@ from typing import Any, Literal, ParamSpec, TypeVar
 import jax
 
 from gradnorm_jax.detectors.detector import Detector
+from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.detectors.rectifier import Rectifier
 from gradnorm_jax.numerics import is_number
 
 P = ParamSpec("P")
-Built = TypeVar("Built", Detector, Rectifier)
+Built = TypeVar("Built", Detector, Rectifier, Reading)
 
 
 class Bare(str):

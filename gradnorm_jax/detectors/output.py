@@ -1,14 +1,21 @@
 """Detectors of the output space: functions of the logits."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit
 from gradnorm_jax.detectors.options import builder
-from gradnorm_jax.numerics import check_count, check_step, check_temperature, to_common_float
+from gradnorm_jax.numerics import (
+    check_count,
+    check_step,
+    check_temperature,
+    to_common_float,
+)
 from gradnorm_jax.scores.output import check_gamma
 from gradnorm_jax.statistics.likelihood import LIKELIHOOD, Likelihood, best_temperature
 from gradnorm_jax.statistics.softmax_sums import SOFTMAX_SUMS, SoftmaxSums, log_templates
@@ -30,12 +37,20 @@ def msp(*, temperature: float = 1.0) -> Detector:
 
 
 @builder
-def odin(*, temperature: float = 1000.0, epsilon: float = 0.0) -> Detector:
+def odin(
+    *,
+    temperature: float = 1000.0,
+    epsilon: float = 0.0,
+    input_std: float | Sequence[float] = 1.0,
+) -> Detector:
     """ODIN; see `scores.odin`. Without a step it needs only the logits.
 
     Args:
         temperature: T > 0 of the softmax.
-        epsilon: size of the step, at least zero, in the units of the network's input.
+        epsilon: size of the step, at least zero, in the units of the network's input times
+            `input_std`.
+        input_std: what images are divided by, one number or one for each channel, if epsilon is in
+            units of pixels from 0 to 1, as the authors' is.
 
     Raises:
         ValueError: an option is out of range.
@@ -44,7 +59,9 @@ def odin(*, temperature: float = 1000.0, epsilon: float = 0.0) -> Detector:
     check_step(epsilon)
     if not epsilon:
         return Detector("odin", "logits", _msp, options={"temperature": temperature})
-    options = {"temperature": temperature, "epsilon": epsilon}
+    if not (np.asarray(input_std) > 0).all():
+        raise ValueError(f"input_std must be positive, got {input_std!r}")
+    options = {"temperature": temperature, "epsilon": epsilon, "input_std": input_std}
     return Detector("odin", "network", _odin, options=options)
 
 
@@ -164,13 +181,6 @@ def _energy(state: None, model: Model, batch: Batch, *, temperature: float) -> j
     return scores.energy(batch.outputs.logits, temperature=temperature)
 
 
-def _odin(
-    state: None, model: Model, batch: Batch, *, temperature: float, epsilon: float
-) -> jax.Array:
+def _odin(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
     assert batch.images is not None
-    return scores.odin(
-        lambda images: model(images).logits,
-        batch.images,
-        temperature=temperature,
-        epsilon=epsilon,
-    )
+    return scores.odin(lambda images: model(images).logits, batch.images, **options)

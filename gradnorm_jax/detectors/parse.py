@@ -10,8 +10,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from gradnorm_jax.detectors.detector import Detector
+from gradnorm_jax.detectors.feature import gaussian
 from gradnorm_jax.detectors.options import Bare, check_options, is_bare, shorten, signature_options
 from gradnorm_jax.detectors.output import energy
+from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.detectors.rectifier import Rectifier, compose
 from gradnorm_jax.detectors.table import DETECTORS, expand
 
@@ -22,7 +24,7 @@ Tokens = collections.deque[str]
 
 
 def parse_detectors(
-    specs: Iterable[str | Detector | Rectifier],
+    specs: Iterable[str | Detector | Rectifier | Reading],
     defaults: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[Detector, ...]:
     """Detectors from text such as `msp` or `react(quantile=0.95)+gradnorm(ord=inf)`.
@@ -30,6 +32,7 @@ def parse_detectors(
     A value is read as its option's annotation says: `true` or `false`, a number or `inf`, a word or
     path with or without quotes, or a list of such in brackets. Rectifiers stand before the detector
     that sees what they leave, with `+` between them; alone they stand for themselves with `energy`.
+    So do readings before a detector of features, and alone with `gaussian`.
 
     Args:
         specs: detectors, which pass through, or texts: a name in `DETECTORS`, or `module:name` of a
@@ -45,7 +48,7 @@ def parse_detectors(
         ValueError: a text cannot be read, names no detector, or has a wrong option; or two
             detectors have the same name.
     """
-    if isinstance(specs, str | Detector | Rectifier):
+    if isinstance(specs, str | Detector | Rectifier | Reading):
         specs = [specs]
     detectors = tuple(_to_detector(spec, defaults or {}) for spec in expand(specs))
     names = [detector.name for detector in detectors]
@@ -58,19 +61,19 @@ def parse_detectors(
 
 
 def _to_detector(
-    spec: str | Detector | Rectifier, defaults: Mapping[str, Mapping[str, Any]]
+    spec: str | Detector | Rectifier | Reading, defaults: Mapping[str, Mapping[str, Any]]
 ) -> Detector:
     if isinstance(spec, Detector):
         return spec
-    if isinstance(spec, Rectifier):
-        return dataclasses.replace(compose(spec, energy()), name=spec.name)
+    if isinstance(spec, Rectifier | Reading):
+        return dataclasses.replace(_alone(spec), name=spec.name)
     if not isinstance(spec, str):
         raise ValueError(
             f"a detector is given by its name or as a Detector, got {shorten(repr(spec))}; a "
             "function that builds one must be called: msp()"
         )
     *before, last = (_to_term(term, defaults) for term in split_terms(spec))
-    detector = compose(last, energy()) if isinstance(last, Rectifier) else last
+    detector = last if isinstance(last, Detector) else _alone(last)
     for rectifier in reversed(before):
         if isinstance(rectifier, Detector):
             raise ValueError(
@@ -79,6 +82,11 @@ def _to_detector(
             )
         detector = compose(rectifier, detector)
     return dataclasses.replace(detector, name="".join(spec.split()))
+
+
+def _alone(first: Rectifier | Reading) -> Detector:
+    """What a term stands for behind which no detector is named."""
+    return compose(first, energy() if isinstance(first, Rectifier) else gaussian())
 
 
 def split_terms(spec: str) -> list[str]:
@@ -99,10 +107,12 @@ def modules_named(spec: str) -> set[str]:
     return {target.partition(":")[0] for target in targets if ":" in target}
 
 
-def _to_term(spec: str, defaults: Mapping[str, Mapping[str, Any]]) -> Detector | Rectifier:
+def _to_term(
+    spec: str, defaults: Mapping[str, Mapping[str, Any]]
+) -> Detector | Rectifier | Reading:
     target, options = _read_call(spec)
     found = _import(target) if ":" in target else _known(target)
-    if isinstance(found, Detector | Rectifier):
+    if isinstance(found, Detector | Rectifier | Reading):
         if options:
             raise ValueError(f"{target!r} is a Detector and takes no options; leave them out")
         return found
@@ -113,7 +123,7 @@ def _to_term(spec: str, defaults: Mapping[str, Mapping[str, Any]]) -> Detector |
     return _build(target, found, options, defaults.get(target, {}))
 
 
-def _known(name: str) -> Callable[..., Detector | Rectifier]:
+def _known(name: str) -> Callable[..., Detector | Rectifier | Reading]:
     if name not in DETECTORS:
         close = difflib.get_close_matches(name, DETECTORS, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -133,7 +143,7 @@ def _import(target: str) -> Any:
 
 def _build(
     target: str, build: Callable[..., Any], options: dict[str, Any], defaults: Mapping[str, Any]
-) -> Detector | Rectifier:
+) -> Detector | Rectifier | Reading:
     hints, needed, open_ended = signature_options(build)
     for option in options:
         if option not in hints and not open_ended:
@@ -149,7 +159,7 @@ def _build(
         detector = build(**given)
     except TypeError as error:
         raise ValueError(f"detector {target!r} cannot be built: {error}") from error
-    if not isinstance(detector, Detector | Rectifier):
+    if not isinstance(detector, Detector | Rectifier | Reading):
         raise ValueError(f"{target!r} must return a Detector, got {shorten(repr(detector))}")
     return detector
 

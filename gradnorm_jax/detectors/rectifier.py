@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit, freeze_options
+from gradnorm_jax.detectors.reading import Reading, compose_reading
 from gradnorm_jax.statistics.statistic import Examples, Statistic
 from gradnorm_jax.types import LinearHead, Model, Outputs, linear_head
 
@@ -48,19 +49,26 @@ class Rectifier:
         return self.rectify(state, head, outputs, **dict(self.options))
 
 
-def compose(rectifier: Rectifier, detector: Detector) -> Detector:
-    """The detector of rectified features and logits, fitted to such if it is fitted.
+def compose(rectifier: Rectifier | Reading, detector: Detector) -> Detector:
+    """The detector of rectified features and logits, or of what is read in place of features.
+
+    If it is fitted, it is fitted to such.
 
     >>> compose(detectors.react(quantile=0.95), detectors.gradnorm())
+    >>> compose(detectors.layer_norms(), detectors.knn())
 
     Args:
         rectifier: what is done first.
-        detector: any that needs no more than features and logits, itself composed perhaps.
+        detector: any that needs no more than features and logits, itself composed perhaps; behind
+            a reading, one of features.
 
     Raises:
         ValueError: the detector runs the network again, which would know nothing of the rectifier;
-            or a change of features would undo one of the last layer.
+            a change of features would undo one of the last layer; or the detector behind a reading
+            does not look at features.
     """
+    if isinstance(rectifier, Reading):
+        return compose_reading(rectifier, detector)
     if detector.needs == "network":
         raise ValueError(
             f"{detector.name} runs the network again, which {rectifier.name} does not reach: take "

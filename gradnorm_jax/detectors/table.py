@@ -18,6 +18,7 @@ from gradnorm_jax.detectors.curvature import (
 from gradnorm_jax.detectors.density import weiper
 from gradnorm_jax.detectors.detector import Detector
 from gradnorm_jax.detectors.feature import (
+    gaussian,
     mahalanobis,
     mahalanobis_plus_plus,
     relative_mahalanobis,
@@ -26,6 +27,15 @@ from gradnorm_jax.detectors.feature import (
 from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
 from gradnorm_jax.detectors.grood import grood
+from gradnorm_jax.detectors.inner import (
+    gaia_a,
+    gaia_z,
+    layer_features,
+    layer_gradients,
+    layer_norms,
+    mahalanobis_layers,
+    nac_layers,
+)
 from gradnorm_jax.detectors.neighbors import knn, nnguide
 from gradnorm_jax.detectors.neurons import gsc, nac
 from gradnorm_jax.detectors.output import (
@@ -38,16 +48,19 @@ from gradnorm_jax.detectors.output import (
     odin,
     temperature_scaling,
 )
+from gradnorm_jax.detectors.perturbation import adascale_a, adascale_l, approximate_mass, pro
+from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.detectors.rectified import ash_b, ash_p, ash_s, dice, optfs, react, scale, vra
 from gradnorm_jax.detectors.rectifier import Rectifier
 from gradnorm_jax.detectors.subspace import neco, residual, vim
 
-Space = Literal["output", "feature", "rectified", "gradient"]
-"""What a score is made of: logits, features, both after a rectifier, or gradients."""
+Space = Literal["output", "feature", "rectified", "gradient", "inner"]
+"""What a score is made of: logits, features, both after a rectifier, gradients of the last layer,
+or what takes further passes: inner layers, derivatives with respect to them, inputs that move."""
 
 
 class Row(NamedTuple):
-    """A detector, or a rectifier of features, that is known by name.
+    """A detector, a rectifier of features or a reading that is known by name.
 
     Attributes:
         build: the function that makes it, of its options.
@@ -56,7 +69,7 @@ class Row(NamedTuple):
         example: a value for each option without a default.
     """
 
-    build: Callable[..., Detector | Rectifier]
+    build: Callable[..., Detector | Rectifier | Reading]
     space: Space
     paper: str
     example: Mapping[str, Any] = MappingProxyType({})
@@ -72,6 +85,7 @@ _ROWS = (
     Row(gen, "output", "Liu et al. 2023, CVPR"),
     Row(kl_matching, "output", "Hendrycks et al. 2022, arXiv:1911.11132"),
     Row(gini, "output", "Igoe et al. 2022, arXiv:2205.10439"),
+    Row(gaussian, "feature", "Dauncey et al. 2024, arXiv:2403.01485"),
     Row(mahalanobis, "feature", "Lee et al. 2018, arXiv:1807.03888"),
     Row(relative_mahalanobis, "feature", "Ren et al. 2021, arXiv:2106.09022"),
     Row(mahalanobis_plus_plus, "feature", "Mueller & Hein 2025, arXiv:2505.18032"),
@@ -110,12 +124,25 @@ _ROWS = (
     Row(grood, "gradient", "ElAraby et al. 2025, arXiv:2312.14427"),
     Row(nac, "gradient", "Liu et al. 2024, arXiv:2306.02879"),
     Row(gsc, "gradient", "Gu et al. 2025, arXiv:2507.01417"),
+    Row(adascale_a, "inner", "Regmi 2025, arXiv:2503.08023"),
+    Row(adascale_l, "inner", "Regmi 2025, arXiv:2503.08023"),
+    Row(pro, "inner", "Chen et al. 2025, arXiv:2503.18784"),
+    Row(approximate_mass, "inner", "Grathwohl et al. 2020, arXiv:1912.03263"),
+    Row(gaia_z, "inner", "Chen et al. 2023, arXiv:2311.09620"),
+    Row(gaia_a, "inner", "Chen et al. 2023, arXiv:2311.09620"),
+    Row(nac_layers, "inner", "Liu et al. 2024, arXiv:2306.02879"),
+    Row(mahalanobis_layers, "inner", "Lee et al. 2018, arXiv:1807.03888"),
+    Row(layer_norms, "inner", "Dauncey et al. 2024, arXiv:2403.01485"),
+    Row(layer_features, "inner", "Lee et al. 2018, arXiv:1807.03888"),
+    Row(layer_gradients, "inner", "Seleznova et al. 2025, arXiv:2505.16017", {"select": "head"}),
 )
 DETECTORS: Mapping[str, Row] = {row.build.__name__: row for row in _ROWS}
 
 
 def expand(specs: Iterable[Any]) -> list[Any]:
     """The specs, with names for `all` detectors that need no option, or those of `all:SPACE`.
+
+    `all` are those of one forward pass: the space "inner" is asked for by its name.
 
     Raises:
         ValueError: there is no such space.
@@ -131,7 +158,8 @@ def _names(group: str) -> list[str]:
     _, _, space = group.partition(":")
     if group != "all" and space not in get_args(Space):
         raise ValueError(f"no detectors {group!r}: write all, or all: and {_listed(Space)}")
-    return [name for name, row in DETECTORS.items() if space in ("", row.space) and not row.example]
+    spaces = {space} if space else {each for each in get_args(Space) if each != "inner"}
+    return [name for name, row in DETECTORS.items() if row.space in spaces and not row.example]
 
 
 def _listed(literal: Any) -> str:

@@ -1,20 +1,20 @@
 """What detectors learn from training data: passes that they share, each resumed and merged."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from gradnorm_jax.data.stream import DataStream, Excluded
-from gradnorm_jax.detectors import Detector
+from gradnorm_jax.detectors import Detector, Reading
 from gradnorm_jax.evaluation.loop import Run, checked, score, without
 from gradnorm_jax.evaluation.output_cache import cached_stream
 from gradnorm_jax.evaluation.records import FIT, ScoredBatch, concatenate
 from gradnorm_jax.evaluation.sinks import FolderSink, MemorySink, Sink, StatisticsFiles
-from gradnorm_jax.evaluation.step import States
+from gradnorm_jax.evaluation.step import States, put_states
 from gradnorm_jax.statistics.statistic import Examples, Statistic, init_all, passes
-from gradnorm_jax.types import LinearHead, Outputs, linear_head, on_host
+from gradnorm_jax.types import LinearHead, linear_head, on_host
 
 
 def fit_data(
@@ -27,13 +27,13 @@ def fit_data(
     sink: Sink = MemorySink()
     if run.folder is not None:
         sink = FolderSink(run.folder, FIT, run.execution.schedule, run.cache)
-    known = _learn(run, stream, "statistics", first, init_all(first, head, {}), sink)
+    known = _learn(run, stream, "statistics", first, {}, head, sink)
     table = sink.finish()
     if table is None:
         raise ValueError(f"the training data ({FIT}) hold no input; give at least one")
     for number, statistics in enumerate(later, 2):
-        zero = init_all(statistics, head, known)
-        known |= _learn(run, _again(run, stream), f"statistics_{number}", statistics, zero, None)
+        again = stream if any(s.reading for s in statistics) else _again(run, stream)
+        known |= _learn(run, again, f"statistics_{number}", statistics, known, head, None)
     states = {
         name: fit.finalize(head, *(known[s] for s in fit.statistics)) for name, fit in fits.items()
     }
@@ -52,7 +52,8 @@ def _learn(
     stream: DataStream,
     name: str,
     statistics: Sequence[Statistic],
-    zero: list[Any],
+    known: Mapping[Statistic, Any],
+    head: LinearHead,
     sink: Sink | None,
 ) -> dict[Statistic, Any]:
     """The values of statistics over the shares of all processes, in one pass.
@@ -62,19 +63,21 @@ def _learn(
         stream: the training data.
         name: of the pass.
         statistics: what is learned.
-        zero: their values of no inputs.
+        known: what earlier passes have taught.
+        head: the last layer.
         sink: takes the scored batches; None if an earlier pass has written them.
     """
-    values = zero
+    values = zero = init_all(statistics, head, known)
+    readings = _readings(statistics, known, head)
     if run.folder is None:
-        for _, block in _parts(run, stream, frozenset(), sink):
+        for _, block in _parts(run, stream, frozenset(), sink, readings):
             values = _update(statistics, values, block)
         return dict(zip(statistics, values, strict=True))
     files = StatisticsFiles(run.folder, name, run.execution.schedule, zero)
     complete, done, values = files.load(None if sink is None else sink.done())
     if not complete:
         batches = (max(done, default=-1) + 1) * run.execution.schedule.batches_per_part
-        for batches, block in _parts(run, stream, done, sink):
+        for batches, block in _parts(run, stream, done, sink, readings):
             values = _update(statistics, values, block)
             files.save(batches, values)
         if sink is not None:
@@ -88,15 +91,35 @@ def _learn(
     return dict(zip(statistics, values, strict=True))
 
 
+def _readings(
+    statistics: Sequence[Statistic], known: Mapping[Statistic, Any], head: LinearHead
+) -> dict[Reading, Any]:
+    """What statistics read inside the network, and the state of each reading."""
+    found: dict[Reading, Any] = dict.fromkeys(s.reading for s in statistics if s.reading)
+    for reading in found:
+        if reading.fit is not None:
+            found[reading] = reading.fit.finalize(head, *(known[s] for s in reading.fit.statistics))
+    if len({reading.name for reading in found}) < len(found):
+        raise ValueError(f"two readings have the same name: {[r.name for r in found]}")
+    return found
+
+
 def _parts(
-    run: Run, stream: DataStream, done: frozenset[int], sink: Sink | None
+    run: Run,
+    stream: DataStream,
+    done: frozenset[int],
+    sink: Sink | None,
+    readings: Mapping[Reading, Any],
 ) -> Iterator[tuple[int, list[ScoredBatch]]]:
     """The scored batches of each part, and how many batches of the data set come before the next.
 
     Statistics are large, and cost less when they take in a part at a time.
     """
     batches: list[ScoredBatch] = []
-    for batch in score(FIT, stream, run.model, {}, (), without(run, done)):
+    known = {reading.name: state for reading, state in readings.items()}
+    states = put_states(known, run.execution.placement)
+    execution = without(run, done)
+    for batch in score(FIT, stream, run.model, states, (), execution, tuple(readings)):
         if sink is not None:
             sink.write(batch)
         batches.append(batch)
@@ -110,16 +133,29 @@ def _parts(
 def _update(
     statistics: Sequence[Statistic], values: list[Any], batches: Sequence[ScoredBatch]
 ) -> list[Any]:
-    known = [(batch.outputs, batch.mask) for batch in batches if batch.outputs is not None]
-    if not (statistics and known):
+    held = [(batch, batch.outputs) for batch in batches if batch.outputs is not None]
+    if not (statistics and held):
         return values
-    features, logits = (
-        np.concatenate([_at_least_float32(getattr(outputs, kind))[mask] for outputs, mask in known])
-        for kind in Outputs._fields
-    )
+
+    def rows(arrays: Iterable[jax.Array]) -> np.ndarray:
+        masks = (batch.mask for batch, _ in held)
+        kept = [_at_least_float32(x)[mask] for x, mask in zip(arrays, masks, strict=True)]
+        return np.concatenate(kept)
+
+    features, logits = map(rows, zip(*(outputs for _, outputs in held), strict=True))
     table = concatenate([batch.table for batch in batches])
     examples = Examples(features, logits, table.labels, table.positions)
-    return [s.update(value, examples) for s, value in zip(statistics, values, strict=True)]
+    names = held[0][0].readings
+    read = {name: rows([batch.readings[name] for batch, _ in held]) for name in names}
+    for name, each in read.items():
+        if not np.isfinite(each).all():
+            raise ValueError(f"{name} is not finite for some of the training data ({FIT})")
+
+    def seen_by(statistic: Statistic) -> Examples:
+        reading = statistic.reading
+        return examples if reading is None else examples._replace(features=read[reading.name])
+
+    return [s.update(value, seen_by(s)) for s, value in zip(statistics, values, strict=True)]
 
 
 def _at_least_float32(x: jax.Array) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from gradnorm_jax.data.preprocess import Prepare
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded, HostBatch
-from gradnorm_jax.detectors import Detector
+from gradnorm_jax.detectors import Detector, Reading
 from gradnorm_jax.evaluation.output_cache import OutputCache
 from gradnorm_jax.evaluation.records import Interrupted, ScoredBatch, ScoreTable
 from gradnorm_jax.evaluation.sinks import FolderSink, MemorySink, Sink
@@ -80,6 +80,7 @@ def score(
     states: States,
     detectors: tuple[Detector, ...],
     execution: Execution,
+    readings: tuple[Reading, ...] = (),
 ) -> Iterator[ScoredBatch]:
     """The scored batches that the schedule takes, with one always under way on the devices.
 
@@ -100,6 +101,7 @@ def score(
             detectors=detectors,
             preprocess=execution.preprocess,
             placement=placement,
+            readings=readings,
         )
         return batch._replace(data=None), scored
 
@@ -155,7 +157,8 @@ def _to_scored_batch(
     for detector, column in scores.items():
         problem = f"{detector} gives scores that are not finite on {name}"
         _check_finite(problem, table.ids, np.isfinite(column))
-    return ScoredBatch(batch.number, mask, table, None if scored is None else scored.outputs)
+    outputs, readings = (None, {}) if scored is None else (scored.outputs, scored.readings)
+    return ScoredBatch(batch.number, mask, table, outputs, readings)
 
 
 def _check_finite(problem: str, ids: Sequence[str], finite: np.ndarray) -> None:

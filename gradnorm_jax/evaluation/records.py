@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import jax
 import numpy as np
 
 from gradnorm_jax.data.stream import Excluded
@@ -51,12 +52,14 @@ class ScoredBatch(NamedTuple):
         mask: `[B]` bool, which rows hold an input.
         table: a row for each input.
         outputs: features and logits `[B, ...]` on the devices; None for a batch without an input.
+        readings: what is read inside the network, rows `[B, K]` on the devices, by name.
     """
 
     number: int
     mask: np.ndarray
     table: ScoreTable
     outputs: Outputs | None
+    readings: Mapping[str, jax.Array]
 
 
 def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradnorm_jax.data.preprocess import Prepare, Preprocess
 from gradnorm_jax.data.stream import DataStream
-from gradnorm_jax.detectors import Detector, Rectifier
+from gradnorm_jax.detectors import Detector, Reading, Rectifier
 from gradnorm_jax.evaluation.storage import Folder, to_json
 from gradnorm_jax.tree import leaves_by_name
 from gradnorm_jax.types import Model
@@ -55,10 +55,12 @@ def describe_run(
     }
 
 
-def _describe_detector(detector: Detector | Rectifier) -> dict[str, Any]:
-    function = detector.rectify if isinstance(detector, Rectifier) else detector.score_fn
+def _describe_detector(detector: Detector | Rectifier | Reading) -> dict[str, Any]:
+    fields = {Rectifier: "rectify", Reading: "read_fn", Detector: "score_fn"}
+    function = getattr(detector, fields[type(detector)])
+    parts = Detector | Rectifier | Reading
     options = {
-        name: _describe_detector(value) if isinstance(value, Detector | Rectifier) else repr(value)
+        name: _describe_detector(value) if isinstance(value, parts) else repr(value)
         for name, value in dict(detector.options).items()
     }
     return {"score": _name(function), "options": options}

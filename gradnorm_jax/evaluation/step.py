@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gradnorm_jax.data.preprocess import Prepare, to_network_input
-from gradnorm_jax.detectors import Batch, Detector
+from gradnorm_jax.detectors import Batch, Detector, Reading
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, map_batch, replicated
 from gradnorm_jax.types import Model, Outputs
 
@@ -24,6 +24,7 @@ class Scored(NamedTuple):
         predictions: `[B]`, the largest logit of each input.
         scores: `[B]` by detector.
         outputs: features `[B, D]` and logits `[B, C]`.
+        readings: rows `[B, K]` by what is read inside the network.
         finite: `[B]`, whether the network's input, the features and the logits are. Inside of the
             network this sees nothing: XLA for CPUs turns NaN into 0 where it compiles a rectifier
             and a mean into one loop.
@@ -32,6 +33,7 @@ class Scored(NamedTuple):
     predictions: jax.Array
     scores: dict[str, jax.Array]
     outputs: Outputs
+    readings: dict[str, jax.Array]
     finite: jax.Array
 
 
@@ -77,7 +79,7 @@ def place_model(model: Model, mesh: Mesh | None = None) -> tuple[Model, Placemen
     return jax.device_put(model, replicated(mesh)), Placement(mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("detectors", "preprocess", "placement"))
+@functools.partial(jax.jit, static_argnames=("detectors", "preprocess", "placement", "readings"))
 def score_batch(
     model: Model,
     states: States,
@@ -86,11 +88,12 @@ def score_batch(
     detectors: tuple[Detector, ...],
     preprocess: Prepare,
     placement: Placement,
+    readings: tuple[Reading, ...] = (),
 ) -> Scored:
     """Scores inputs `[B, ...]`, or the `Outputs` kept of them, without the network.
 
-    B must be a multiple of the number of devices. `states` holds the state of each detector that is
-    fitted.
+    B must be a multiple of the number of devices. `states` holds the state of each detector, and of
+    each reading, that is fitted.
     """
 
     def score_slice(shared: tuple[Model, States], data: Any) -> Scored:
@@ -101,8 +104,9 @@ def score_batch(
             inputs = to_network_input(data, preprocess)
             batch = Batch(inputs, model(inputs))
         scores = {d.name: d.score(states.get(d.name), model, batch) for d in detectors}
+        rows = {r.name: r(states.get(r.name), model, batch) for r in readings}
         finite = _finite_rows((batch.images, batch.outputs))
-        return Scored(batch.outputs.logits.argmax(axis=-1), scores, batch.outputs, finite)
+        return Scored(batch.outputs.logits.argmax(axis=-1), scores, batch.outputs, rows, finite)
 
     if placement.params_are_split:
         return score_slice((model, states), data)

@@ -323,6 +323,14 @@ def _operations(equation: core.JaxprEqn) -> set[str]:
     return names | ({"relu"} if name == "max" and 0 in literals else set())
 
 
+def operations(program: Program) -> set[str]:
+    """Names of all that is done in a program, and in those that it calls."""
+    found: set[str] = set()
+    for equation in body(program).eqns:
+        found |= _operations(equation).union(*map(operations, inner_programs(equation)))
+    return found
+
+
 def _module(path: str) -> str:
     # The variables of an NNX state are nodes of their own: conv/kernel/value.
     return path.removesuffix("/value").rpartition("/")[0]

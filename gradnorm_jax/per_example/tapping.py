@@ -123,7 +123,7 @@ def taps(
 
 def layer_sites(model: Model, images: Any, select: Select = None) -> list[Site]:
     """The layers that `taps` would read of a model, in the order of execution."""
-    loss_fn = Partial(_scalar_of, model.function, _as_partial(_kl))
+    loss_fn = Partial(_scalar_of, model.function, Partial(_kl))
     return _find(loss_fn, model.variables, images, select).all()
 
 

@@ -8,7 +8,13 @@ from gradnorm_jax.scores.curvature import (
     gini,
     grad_uncertainty,
 )
-from gradnorm_jax.scores.feature import TiedGaussians, mahalanobis, relative_mahalanobis
+from gradnorm_jax.scores.feature import (
+    DiagonalGaussian,
+    TiedGaussians,
+    gaussian,
+    mahalanobis,
+    relative_mahalanobis,
+)
 from gradnorm_jax.scores.gradient import (
     feature_norm,
     gradnorm,
@@ -28,6 +34,23 @@ from gradnorm_jax.scores.gradient_subspace import (
     gradpca_max,
 )
 from gradnorm_jax.scores.grood import GroodBank, Prototypes, grood, prototype_gradient
+from gradnorm_jax.scores.inner import (
+    Coverage,
+    gaia_a,
+    gaia_z,
+    layer_features,
+    layer_gradients,
+    layer_norms,
+    nac_layers,
+    neuron_states,
+)
+from gradnorm_jax.scores.layer_distances import (
+    MAGNITUDES,
+    LayerRegression,
+    attacked,
+    layer_distances,
+    mahalanobis_layers,
+)
 from gradnorm_jax.scores.neighbors import knn, nnguide
 from gradnorm_jax.scores.neurons import NeuronCoverage, gsc, nac
 from gradnorm_jax.scores.output import (
@@ -39,6 +62,7 @@ from gradnorm_jax.scores.output import (
     msp,
     odin,
 )
+from gradnorm_jax.scores.perturbation import adascale, adascale_shift, approximate_mass, pro
 from gradnorm_jax.scores.posterior import HeadFisher, Leverage, fisher_mahalanobis, pnml, scod
 from gradnorm_jax.scores.rectify import (
     ash_b,
@@ -54,11 +78,15 @@ from gradnorm_jax.scores.subspace import Principal, Residual, neco, residual, vi
 from gradnorm_jax.scores.weiper import Densities, Perturbation, weiper
 
 __all__ = [
+    "MAGNITUDES",
     "AverageGradients",
     "CellSubspace",
+    "Coverage",
     "Densities",
+    "DiagonalGaussian",
     "GroodBank",
     "HeadFisher",
+    "LayerRegression",
     "Leverage",
     "NeuronCoverage",
     "Perturbation",
@@ -67,9 +95,13 @@ __all__ = [
     "Residual",
     "Subspace",
     "TiedGaussians",
+    "adascale",
+    "adascale_shift",
+    "approximate_mass",
     "ash_b",
     "ash_p",
     "ash_s",
+    "attacked",
     "average_gradient",
     "cadref",
     "energy",
@@ -80,6 +112,9 @@ __all__ = [
     "feature_norm",
     "fisher_mahalanobis",
     "fisher_trace",
+    "gaia_a",
+    "gaia_z",
+    "gaussian",
     "gen",
     "gini",
     "grad_uncertainty",
@@ -93,18 +128,26 @@ __all__ = [
     "gsc",
     "kl_matching",
     "knn",
+    "layer_distances",
+    "layer_features",
+    "layer_gradients",
+    "layer_norms",
     "mahalanobis",
+    "mahalanobis_layers",
     "max_logit",
     "msp",
     "nac",
+    "nac_layers",
     "nci",
     "neco",
+    "neuron_states",
     "nnguide",
     "odin",
     "one_hot_prediction",
     "optfs",
     "outputs_of",
     "pnml",
+    "pro",
     "prototype_gradient",
     "react",
     "relative_mahalanobis",

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from numpy.typing import ArrayLike
 
-from gradnorm_jax.numerics import as_rows
+from gradnorm_jax.numerics import as_rows, to_common_float
 
 
 class TiedGaussians(NamedTuple):
@@ -21,6 +21,52 @@ class TiedGaussians(NamedTuple):
     centre: jax.Array
     whitening: jax.Array
     means: jax.Array
+
+
+class DiagonalGaussian(NamedTuple):
+    """A Gaussian of independent features.
+
+    Attributes:
+        mean: `[D]`.
+        deviation: `[D]`, standard deviations, zero where a feature does not vary.
+    """
+
+    mean: jax.Array
+    deviation: jax.Array
+
+
+def gaussian(features: ArrayLike, fitted: DiagonalGaussian) -> jax.Array:
+    r"""Log density of a Gaussian of independent features.
+
+    .. math:: S = \sum_i \log N(h_i; \mu_i, \sigma_i^2)
+
+    Features that do not vary among training images are left out.
+
+    Args:
+        features: `[B, D]`.
+        fitted: to training features, from `statistics.moments.diagonal_gaussian`.
+
+    Returns:
+        `[B]` in nats; higher is more in-distribution.
+
+    Raises:
+        ValueError: the features are not `[B, D]` with the D of the Gaussian.
+
+    References:
+        Dauncey et al. (2024), "Approximations to the Fisher Information Metric of Deep Generative
+        Models for Out-Of-Distribution Detection", for logarithms of the gradient's norms, layer by
+        layer. https://arxiv.org/abs/2403.01485
+    """
+    rows, mean, deviation = to_common_float(as_rows("features", features, "D"), *fitted)
+    if rows.shape[1:] != mean.shape:
+        raise ValueError(
+            f"features have {rows.shape[1]} entries, but the Gaussian was fitted to "
+            f"{mean.shape[0]}: fit it to features of the same network"
+        )
+    varies = deviation > 0
+    scale = jnp.where(varies, deviation, jnp.ones_like(deviation))
+    density = jax.scipy.stats.norm.logpdf(rows, mean[None], scale[None])
+    return jnp.where(varies[None], density, jnp.zeros_like(density)).sum(axis=1)
 
 
 def mahalanobis(features: ArrayLike, gaussians: TiedGaussians) -> jax.Array:

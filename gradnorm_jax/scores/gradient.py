@@ -256,8 +256,7 @@ def gradnorm_of_parameters(
     """
     check_temperature(temperature)
     norms = per_example_grad_norms(
-        # Bound, the model's arrays stay arguments of the compiled program.
-        jax.tree_util.Partial(_kl_of_images, model.function, model.state, temperature),
+        kl_loss(model, temperature),
         model.params,
         images,
         ord=ord,
@@ -265,6 +264,12 @@ def gradnorm_of_parameters(
         microbatch_size=microbatch_size,
     )
     return combine_norms(norms, ord=ord)
+
+
+def kl_loss(model: Model, temperature: float = 1.0) -> jax.tree_util.Partial:
+    """The loss `(params, images) -> [B]` whose gradients GradNorm measures."""
+    # Bound, the model's arrays stay arguments of the compiled program.
+    return jax.tree_util.Partial(_kl_of_images, model.function, model.state, temperature)
 
 
 def _kl_of_images(

@@ -183,24 +183,30 @@ def odin(
     *,
     temperature: float = 1000.0,
     epsilon: float = 0.0,
+    input_std: ArrayLike = 1.0,
 ) -> jax.Array:
     """Maximum softmax probability at a high temperature, after a step that raises it.
 
     The image moves by epsilon against the sign of the gradient of the cross entropy with its own
     predicted class, x - epsilon sign(d/dx [-log max_c softmax(logits(x) / T)_c]), where sign(0) is
-    +1, and the score is `msp` of the moved image.
+    +1, and the score is `msp` of the moved image. A step costs about two forward passes, and the
+    score of the moved image one, beside the shared one.
 
     Args:
         logits_of: pure function from images `[B, ...]` to logits `[B, C]`, each by itself.
         images: `[B, ...]`, as the network takes them.
         temperature: T > 0.
-        epsilon: size of the step, >= 0, in the units of `images`; zero takes none.
+        epsilon: size of the step, >= 0, in the units of `images` times `input_std`; zero takes
+            none.
+        input_std: what images were divided by, as their last axis has it: the step is divided by it
+            too, and so is one of epsilon in units of pixels from 0 to 1.
 
     Returns:
         `[B]`, probabilities in [1/C, 1].
 
     Raises:
-        ValueError: the temperature or epsilon is out of range, the logits are not `[B, C]` with a
+        ValueError: the temperature or epsilon is out of range, `input_std` does not go with the
+            last axis, the logits are not `[B, C]` with a
             row for each image, or the images are integers, by which nothing can be differentiated.
 
     References:
@@ -232,5 +238,6 @@ def odin(
                 f"{images.dtype}"
             )
         gradient = jax.grad(cross_entropy_of_prediction)(images)
-        images = images + jnp.where(gradient >= 0, -epsilon, epsilon).astype(images.dtype)
+        step = jnp.where(gradient >= 0, -epsilon, epsilon).astype(images.dtype)
+        images = images + step / jnp.broadcast_to(jnp.asarray(input_std, step.dtype), step.shape)
     return msp(logits(images), temperature=temperature)

@@ -2,9 +2,11 @@
 
 from typing import Any, NamedTuple, TypeVar
 
+import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from gradnorm_jax.scores.feature import DiagonalGaussian
 from gradnorm_jax.statistics.statistic import Examples, Statistic
 from gradnorm_jax.types import LinearHead
 
@@ -54,6 +56,17 @@ def covariance(moments: Moments) -> np.ndarray:
     """(1/N) sum_i (h_i - mean)(h_i - mean)^T, `[D, D]`; ValueError if there are no features."""
     centre = mean(moments)
     return moments.products / moments.num_images - np.outer(centre, centre)
+
+
+def diagonal_gaussian(moments: Moments) -> DiagonalGaussian:
+    """Means and standard deviations of the features; ValueError if there are no features."""
+    centre = mean(moments)
+    second = moments.products.diagonal() / moments.num_images
+    variances = second - centre**2
+    # What the difference rounds to where a feature does not vary.
+    varies = variances > 16 * np.finfo(np.float64).eps * second
+    deviations = np.sqrt(np.where(varies, variances, 0.0))
+    return DiagonalGaussian(jnp.asarray(centre), jnp.asarray(deviations))
 
 
 class PrincipalAxes(NamedTuple):

@@ -13,7 +13,7 @@ class Examples(NamedTuple):
     """A block of training inputs as statistics see it, in NumPy on the host.
 
     Attributes:
-        features: `[B, D]`, the input of the last layer.
+        features: `[B, D]`, the input of the last layer, or what is read in their place.
         logits: `[B, C]`.
         labels: `[B]` int32, -1 where unknown.
         positions: `[B]` int64, where in the data set each is: what samples are drawn by, so that
@@ -42,6 +42,8 @@ class Statistic:
             and the order, the value of both up to rounding.
         after: statistics of an earlier pass that `init` is given, such as the mean or the range of
             what is then counted.
+        reading: what of the network takes the place of features, a `detectors.Reading`; None for
+            the features.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Statistic:
     update: Callable[[Any, Examples], Any]
     merge: Callable[[Any, Any], Any]
     after: tuple["Statistic", ...] = ()
+    reading: Any = None
 
 
 def passes(statistics: Iterable[Statistic]) -> list[tuple[Statistic, ...]]:
