@@ -27,11 +27,17 @@ def check_parameters(model: Model) -> None:
 
 
 def check_options(detectors: Sequence[Detector], model: Model) -> None:
-    """Raises ValueError if an option of GradNorm asks for parameters that the model lacks."""
+    """Raises ValueError if an option of GradNorm asks for parameters that the model lacks.
+
+    So does one of a reading of norms or gradients.
+    """
     for detector in detectors:
-        if detector.score_fn.__module__ != gradient.__name__:
-            continue
         options = dict(detector.options)
+        reading = options.get("reading")
+        if reading is not None:
+            options = dict(reading.options)
+        elif detector.score_fn.__module__ != gradient.__name__:
+            continue
         if options.get("include_bias") and model.head is not None and model.head.bias is None:
             raise ValueError(
                 f"{detector.name}: the model's last layer has no bias; leave out include_bias"

@@ -75,12 +75,18 @@ def init_all(
 
 
 def learn(
-    statistics: Iterable[Statistic], head: LinearHead, blocks: Sequence[Examples]
+    statistics: Sequence[Statistic], head: LinearHead, blocks: Sequence[Examples]
 ) -> dict[Statistic, Any]:
     """The values of statistics, and of those that they come after, of examples in memory.
 
     >>> known = learn([MOMENTS], head, [Examples(features, logits, labels, np.arange(len(labels)))])
+
+    Raises:
+        ValueError: a statistic reads the network, of which examples hold only the outputs.
     """
+    for statistic in statistics:
+        if statistic.reading is not None:
+            raise ValueError(f"{statistic.name} needs the network: fit the detector by gj.fit")
     known: dict[Statistic, Any] = {}
     for level in passes(statistics):
         values = init_all(level, head, known)

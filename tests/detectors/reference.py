@@ -76,6 +76,11 @@ def _distance(features, centre, covariance):
     return np.einsum("bi,ij,bj->b", centred, np.linalg.pinv(covariance, 1e-10), centred)
 
 
+def gaussian(train, test):
+    mean, deviation = train.features.mean(axis=0), train.features.std(axis=0)
+    return stats.norm.logpdf(test.features, mean, deviation).sum(axis=1)
+
+
 def mahalanobis(train, test):
     means = {c: train.features[train.labels == c].mean(axis=0) for c in set(train.labels)}
     within = train.features - np.stack([means[c] for c in train.labels])
@@ -297,6 +302,7 @@ SCORES = {
     "temperature_scaling": temperature_scaling,
     "gen": gen,
     "kl_matching": kl_matching,
+    "gaussian": gaussian,
     "mahalanobis": mahalanobis,
     "relative_mahalanobis": relative_mahalanobis,
     "mahalanobis_plus_plus": mahalanobis_plus_plus,

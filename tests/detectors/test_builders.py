@@ -39,9 +39,18 @@ def test_they_are_at_hand_after_a_bare_import():
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_detector_gives_a_score_per_image(name, model, batch):
     # There are six images.
-    options = {"exgrad": "(sign=1)", "knn": "(k=2)", "nnguide": "(k=2)"}.get(name, "")
-    detector = only(name + options)
-    state = detector.fit and detector.fit.state(*examples_of(model, batch))
+    options = {
+        "exgrad": "(sign=1)",
+        "knn": "(k=2)",
+        "nnguide": "(k=2)",
+        "layer_gradients": "(select=head)",
+        **dict.fromkeys(("nac_layers", "mahalanobis_layers", "layer_features"), "(layers=1)"),
+    }
+    detector = only(name + options.get(name, ""))
+    if detector.needs == "network":
+        state = gj.fit(detector, model, (np.asarray(batch.images), LABELS)).state
+    else:
+        state = detector.fit and detector.fit.state(*examples_of(model, batch))
     values = detector.score(state, model, batch)
     assert values.shape == (6,)
     assert bool(jnp.isfinite(values).all())

@@ -3,13 +3,19 @@
 import numpy as np
 import pytest
 
+from gradnorm_jax.adapters.apply import from_apply
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
+from tests.detectors import inner_reference
 from tests.evaluation import networks
 from tests.evaluation.networks import inputs, labels
 
 pytestmark = pytest.mark.slow
+
+
+INNER = ["adascale_a", "nac_layers(layers=2)", "mahalanobis_layers(layers=2,magnitude=0)"]
+"""Of inner layers, those that learn: in one pass of the training data, or two."""
 
 
 def run(model, **options):
@@ -42,7 +48,12 @@ def test_memory_folder_cache_and_processes(tmp_path):
     assert_same(evaluate_cache(tmp_path / "folder", detectors=["all"], progress=False), expected)
     assert_same(run(model, batch_size=56), expected)
 
-    shares = {"out": tmp_path / "shares", "wait_seconds": 0}
+    assert_same(run_in_shares(model, tmp_path / "shares"), expected)
+
+
+def run_in_shares(model, out, run=run):
+    """The result of two processes, each of which is started as often as need be."""
+    shares = {"out": out, "wait_seconds": 0}
     with pytest.raises(Interrupted, match="process 1 of 2 has not finished fitting"):
         run(model, process=(0, 2), **shares)
     # Statistics of a second pass come after those of the first of all processes.
@@ -52,4 +63,31 @@ def test_memory_folder_cache_and_processes(tmp_path):
                 result = run(model, process=process, **shares)
             except (Interrupted, Unfinished):
                 continue
-    assert_same(result, expected)
+    return result
+
+
+def test_inner_layers(tmp_path):
+    """The same, but from a cache, which holds no network."""
+
+    def run_inner(model, **options):
+        images = inner_reference.make_images(300, np.float32)
+        return evaluate(
+            model,
+            images[:40],
+            {"far": 3 * images[40:70]},
+            detectors=INNER,
+            fit=(images[70:], np.arange(230) % inner_reference.CLASSES),
+            progress=False,
+            **{"batch_size": 16, **options},
+        )
+
+    params = inner_reference.make_params(np.float32)
+    images = inner_reference.make_images(2, np.float32)
+    model = from_apply(inner_reference.network, params, images)
+    expected = run_inner(model)
+    assert list(expected.metrics) == INNER
+    assert_same(run_inner(model, out=tmp_path / "folder", cache="float32"), expected)
+    assert_same(run_inner(model, batch_size=56), expected)
+    with pytest.raises(ValueError, match="holds only the outputs"):
+        evaluate_cache(tmp_path / "folder", detectors=INNER, progress=False)
+    assert_same(run_in_shares(model, tmp_path / "shares", run_inner), expected)
