@@ -7,6 +7,9 @@ The loss of one example is traced to a program, in which three things change bef
 - a kernel that enters the loss at one place (`analysis`) has the norm of its gradient measured
   there, a few examples at a time or without any gradient (`layers`);
 - the examples are split over devices before the compiler sees them (`placement`).
+
+In the same program, layers are found from where their parameters meet the data (`sites`), and what
+passes through them is read on the way (`tapping`).
 """
 
 from gradnorm_jax.norms import combine_norms

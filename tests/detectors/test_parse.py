@@ -246,7 +246,11 @@ def test_what_is_no_detector(spec, message):
 
 def test_groups_of_the_table():
     everything = parse_detectors(["all"])
-    assert [d.name for d in everything] == [n for n, row in DETECTORS.items() if not row.example]
+    inner = parse_detectors(["all:inner"])
+    needless = [n for n, row in DETECTORS.items() if not row.example]
+    assert [d.name for d in (*everything, *inner)] == needless
+    assert {d.needs for d in inner} == {"network"}
+    assert "network" not in {d.needs for d in everything}
     gradient = [d.name for d in parse_detectors(["all:gradient", "gradnorm(ord=2)"])]
     assert gradient[0] == "gradnorm"
     assert gradient[-1] == "gradnorm(ord=2)"
