@@ -7,7 +7,7 @@ normalisation. So it is found whatever framework has written the program.
 
 import functools
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -15,7 +15,8 @@ from jax.extend import core
 
 from gradnorm_jax import convolution
 from gradnorm_jax.jaxprs import Program, Rule, body, inline_calls, inner_programs, is_call, shape_of
-from gradnorm_jax.per_example.analysis import Origins, all_paths, find_origins, origin_of
+from gradnorm_jax.per_example.analysis import Origins, find_origins, origin_of
+from gradnorm_jax.per_example.graph import Graph
 from gradnorm_jax.tree import matching_prefix
 
 AFTER = "after:"
@@ -25,8 +26,6 @@ OUTPUTS = "gradnorm_jax.outputs"
 """The name that a classifier's outputs have in a program that goes on from them."""
 
 _POSITION = re.compile(r"(\w+)\[(-?\d+)\]")
-_MOVES = {"broadcast_in_dim", "convert_element_type", "copy", "expand_dims", "reshape", "squeeze"}
-_MOVES |= {"transpose"}
 _NOT_OPENED = {"cond", "while", "custom_jvp_call", "custom_vjp_call", "shard_map"}
 _PRODUCTS = {"dot_general", "conv_general_dilated"}
 
@@ -41,12 +40,14 @@ class Site(NamedTuple):
         input: the variable that goes in.
         output: the variable that comes out.
         is_product: whether it begins with a product by a parameter: a dense or convolutional layer.
+        parameters: paths of those that it takes.
     """
 
     name: str
     input: Any
     output: Any
     is_product: bool
+    parameters: frozenset[str]
 
 
 class Sites(NamedTuple):
@@ -124,92 +125,23 @@ def find_sites(program: Program, inputs: Sequence[Origins], wanted: Wanted) -> S
             tapped; or there is no such operation.
     """
     program = open_calls(program)
-    graph = _Graph(program, find_origins(program, inputs))
+    graph = Graph(program, find_origins(program, inputs))
     layers, loops = _layers(graph, wanted.leaves)
     parts = [_part(graph, name, leaves) for name, leaves in _by_part(graph, wanted.parts).items()]
     positions = [_position(graph, *each) for each in wanted.positions]
     return Sites(program, (*layers, *parts, *positions), loops)
 
 
-class _Graph:
-    """A program, its equations by number."""
-
-    def __init__(self, program: Program, origins: Mapping[Any, Origins]) -> None:
-        jaxpr = body(program)
-        self.program, self.equations, self.origins = program, jaxpr.eqns, origins
-        self.inputs = [v for v in jaxpr.invars if origins[v] is None]
-        self.maker = {out: i for i, eqn in enumerate(self.equations) for out in eqn.outvars}
-        self.users: dict[Any, list[int]] = {}
-        self.entries: dict[str, list[int]] = {}
-        for i, equation in enumerate(self.equations):
-            for atom in dict.fromkeys(a for a in equation.invars if isinstance(a, core.Var)):
-                self.users.setdefault(atom, []).append(i)
-            operands = [origin_of(atom, origins) for atom in equation.invars]
-            for path in all_paths(operands) if None in operands else ():
-                self.entries.setdefault(path, []).append(i)
-        ends = [i for i, e in enumerate(self.equations) if e.params.get("name") == OUTPUTS]
-        self.end = ends[-1] if ends else len(self.equations)
-        self.all_entries = {i for each in self.entries.values() for i in each}
-
-    def data(self, number: int) -> list[Any]:
-        """The operands of an equation that depend on the example."""
-        operands = self.equations[number].invars
-        return [atom for atom in operands if origin_of(atom, self.origins) is None]
-
-    def name(self, number: int) -> str:
-        """Of what an equation does."""
-        return self.equations[number].primitive.name
-
-    def before_moves(self, variable: Any) -> Any:
-        """The variable that one holds the entries of."""
-        while variable in self.maker and self.name(self.maker[variable]) in _MOVES:
-            variable = self.equations[self.maker[variable]].invars[0]
-        return variable
-
-    def whole(self, number: int) -> int:
-        """An entry; for the factor of a normalisation, r * scale, the product x * (r * scale)."""
-        (operand, *others) = self.data(number)
-        root = self.maker.get(self.before_moves(operand))
-        if others or self.name(number) != "mul" or root is None or self.name(root) != "rsqrt":
-            return number
-        variable = self.equations[number].outvars[0]
-        while len(users := self.users.get(variable, [])) == 1:
-            if self.name(users[0]) == "mul":
-                return users[0]
-            if self.name(users[0]) not in _MOVES:
-                break
-            variable = self.equations[users[0]].outvars[0]
-        return number
-
-    def common_source(self, variables: Sequence[Any]) -> Any:
-        """The last variable that all ways from the example to some variables lead through."""
-        if len(variables) == 1:
-            return variables[0]
-        above: dict[Any, Any] = dict.fromkeys(self.inputs)
-        depth: dict[Any, int] = {None: 0, **dict.fromkeys(self.inputs, 1)}
-
-        def meet(a: Any, b: Any) -> Any:
-            while a is not b:
-                a, b = (above[a], b) if depth[a] >= depth[b] else (a, above[b])
-            return a
-
-        for i, equation in enumerate(self.equations):
-            operands = self.data(i)
-            if operands:
-                source = functools.reduce(meet, operands)
-                above.update(dict.fromkeys(equation.outvars, source))
-                depth.update(dict.fromkeys(equation.outvars, depth[source] + 1))
-        return functools.reduce(meet, variables)
-
-    def site(self, name: str, first: int, output: Any) -> Site:
-        """What begins with an equation and ends with a variable."""
-        source = self.common_source(self.data(self.whole(first)))
-        if source is None:
-            raise ValueError(f"what enters {name} comes from several inputs: tap it by position")
-        return Site(name, source, output, self.name(first) in _PRODUCTS)
+def _site(graph: Graph, name: str, first: int, output: Any, parameters: Iterable[str] = ()) -> Site:
+    """What begins with an equation and ends with a variable."""
+    source = graph.common_source(graph.data(graph.whole(first)))
+    if source is None:
+        raise ValueError(f"what enters {name} comes from several inputs: tap it by position")
+    is_product = graph.name(first) in _PRODUCTS
+    return Site(name, source, output, is_product, frozenset(parameters))
 
 
-def _layers(graph: _Graph, leaves: frozenset[str]) -> tuple[list[Site], tuple[Loop, ...]]:
+def _layers(graph: Graph, leaves: frozenset[str]) -> tuple[list[Site], tuple[Loop, ...]]:
     """The layers of selected parameters, and the loops that have some in them."""
     modules: dict[str, list[str]] = {}
     looped: dict[int, None] = {}
@@ -225,20 +157,20 @@ def _layers(graph: _Graph, leaves: frozenset[str]) -> tuple[list[Site], tuple[Lo
         else:
             modules.setdefault(_module(path), []).append(path)
     found = [
-        graph.site(name, first, graph.equations[graph.whole(last)].outvars[0])
+        _site(graph, name, first, graph.equations[graph.whole(last)].outvars[0], own)
         for module, members in modules.items()
-        for first, last, name in _chains(graph, module, members, leaves)
+        for first, last, name, own in _chains(graph, module, members, leaves)
     ]
     return found, tuple(_in_loop(graph, i, leaves) for i in looped)
 
 
 def _chains(
-    graph: _Graph,
+    graph: Graph,
     module: str,
     members: Sequence[str],
     leaves: frozenset[str],
-) -> Iterable[tuple[int, int, str]]:
-    """The first and the last entry of each selected layer of a module, and its name."""
+) -> Iterable[tuple[int, int, str, list[str]]]:
+    """The first and the last entry of each selected layer of a module, its name and parameters."""
     chains: list[list[int]] = []
     for i in sorted({i for path in members for i in graph.entries[path]}):
         if chains:
@@ -258,10 +190,10 @@ def _chains(
                 f"parameter {several[0]} is used {len(graph.entries[several[0]])} times; tap the "
                 'uses by their position, such as "dot_general[0]"'
             )
-        yield chain[0], chain[-1], module if module and len(chains) == 1 else own[0]
+        yield chain[0], chain[-1], module if module and len(chains) == 1 else own[0], own
 
 
-def _in_loop(graph: _Graph, number: int, leaves: frozenset[str]) -> Loop:
+def _in_loop(graph: Graph, number: int, leaves: frozenset[str]) -> Loop:
     equation = graph.equations[number]
     origins = [origin_of(atom, graph.origins) for atom in equation.invars]
     consts, carry = equation.params["num_consts"], equation.params["num_carry"]
@@ -270,7 +202,7 @@ def _in_loop(graph: _Graph, number: int, leaves: frozenset[str]) -> Loop:
     return Loop(equation, find_sites(equation.params["jaxpr"], origins, Wanted(leaves)))
 
 
-def _by_part(graph: _Graph, patterns: Sequence[str]) -> dict[str, list[str]]:
+def _by_part(graph: Graph, patterns: Sequence[str]) -> dict[str, list[str]]:
     """The parameters of each part of the network that a pattern names."""
     parts: dict[str, list[str]] = {}
     for path in graph.entries:
@@ -281,7 +213,7 @@ def _by_part(graph: _Graph, patterns: Sequence[str]) -> dict[str, list[str]]:
     return parts
 
 
-def _part(graph: _Graph, name: str, leaves: Sequence[str]) -> Site:
+def _part(graph: Graph, name: str, leaves: Sequence[str]) -> Site:
     """What comes after the last layer of a part, and what joins or rectifies it elementwise."""
     entries = {i for path in leaves for i in graph.entries[path]}
     last = graph.equations[graph.whole(max(entries))]
@@ -295,12 +227,14 @@ def _part(graph: _Graph, name: str, leaves: Sequence[str]) -> Site:
         if others or not (same or graph.name(users[0]) == "concatenate"):
             break
         output = result
-    return graph.site(name, min(entries), output)
+    return _site(graph, name, min(entries), output, leaves)
 
 
-def _position(graph: _Graph, operation: str, index: int) -> Site:
+def _position(graph: Graph, operation: str, index: int) -> Site:
     """One of the uses of an operation on data, counted in the order of execution."""
-    on_data = [i for i in range(graph.end) if graph.data(i)]
+    ends = [i for i, e in enumerate(graph.equations) if e.params.get("name") == OUTPUTS]
+    end = ends[-1] if ends else len(graph.equations)
+    on_data = [i for i in range(end) if graph.data(i)]
     found = [i for i in on_data if operation in _operations(graph.equations[i])]
     if not -len(found) <= index < len(found):
         names = sorted(set[str]().union(*(_operations(graph.equations[i]) for i in on_data)))
@@ -309,7 +243,7 @@ def _position(graph: _Graph, operation: str, index: int) -> Site:
             + ", ".join(names)
         )
     number = found[index]
-    return graph.site(f"{operation}[{index}]", number, graph.equations[number].outvars[0])
+    return _site(graph, f"{operation}[{index}]", number, graph.equations[number].outvars[0])
 
 
 def _operations(equation: core.JaxprEqn) -> set[str]:

@@ -181,6 +181,9 @@ def test_what_cannot_be_tapped_is_named():
     read = gj.taps(network.loss_fn, "kernel", reduce=lambda name, tap: tap.output > 0)
     with pytest.raises(TypeError, match=r"the tap of kernel it returned bool\[6, 7\]: cast it"):
         read(network.params, network.batch)
+    unused = {**network.params, "unused": jnp.ones(3)}
+    with pytest.raises(ValueError, match="select='unused' names no layer that works on the data"):
+        gj.taps(network.loss_fn, ["kernel", "unused"])(unused, network.batch)
     with pytest.raises(ValueError, match="what must be of input, output and cotangent"):
         gj.taps(network.loss_fn, what={"weights"})
 
