@@ -115,7 +115,7 @@ def layer_norms(*, select: str | Sequence[str] | None = None, ord: float = 2.0) 
     """Logarithms of GradNorm, parameter by parameter; see `scores.layer_norms`.
 
     Read before a detector of features, `layer_norms+knn`, and alone before `gaussian`. About three
-    forward passes.
+    to five forward passes.
 
     Args:
         select: which parameters, by a path pattern or several; all by default.

@@ -89,7 +89,7 @@ def layer_norms(
 
     .. math:: \log \|\partial KL(u \| p) / \partial \theta_l\|_q
 
-    Costs about as much as an ordinary gradient, three forward passes.
+    Costs about as much as an ordinary gradient, three to five forward passes.
 
     Args:
         model: the network.

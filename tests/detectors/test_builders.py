@@ -36,7 +36,13 @@ def test_they_are_at_hand_after_a_bare_import():
     assert gj.detectors.mahalanobis() == only("mahalanobis")
 
 
-@pytest.mark.parametrize("name", DETECTORS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (row.space == "inner"))
+        for name, row in DETECTORS.items()
+    ],
+)
 def test_every_detector_gives_a_score_per_image(name, model, batch):
     # There are six images.
     options = {

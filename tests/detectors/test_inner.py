@@ -69,6 +69,7 @@ def test_neither_batches_nor_neighbours_nor_precision_matter():
         np.testing.assert_allclose(found[0], together[spec][0], rtol=rtol, err_msg=spec)
 
 
+@pytest.mark.slow
 def test_detectors_behind_a_reading():
     model, images = model_of(jnp.float32), make_images(12, jnp.float32)
     mean = gj.Reading("mean", lambda state, model, batch: batch.images.mean(axis=(1, 2)))
