@@ -87,6 +87,22 @@ def is_call(equation: core.JaxprEqn) -> bool:
     return equation.primitive.name in _CALLED
 
 
+def scan_sizes(equation: core.JaxprEqn) -> tuple[int, int]:
+    """How many operands a `jax.lax.scan` has that stay the same, and how many that it carries.
+
+    Versions of JAX tell this in different ways. But what is scanned over, and what is stacked, has
+    an axis more outside of the loop than inside.
+    """
+    inner = body(equation.params["jaxpr"])
+
+    def count_alike(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+        pairs = zip(outside, inside, strict=True)
+        return sum(len(shape_of(a).shape) == len(shape_of(b).shape) for a, b in pairs)
+
+    carried = count_alike(equation.outvars, inner.outvars)
+    return count_alike(equation.invars, inner.invars) - carried, carried
+
+
 def body(program: Program) -> core.Jaxpr:
     """The jaxpr without its constants."""
     return cast(core.Jaxpr, getattr(program, "jaxpr", program))

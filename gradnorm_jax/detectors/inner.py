@@ -165,9 +165,10 @@ def _coverage(reading: Reading, bins: int, usual: float) -> Fit:
 @functools.cache
 def _gaussians(names: tuple[int | str, ...]) -> Fit:
     """What tells the Gaussians of several layers."""
+    count = len(names)
     readings = [
-        Reading(f"layer {name} of {len(names)}", _layer, options={"name": name, "of": names})
-        for name in names
+        Reading(f"layer {layer} of {count}", _layer, options={"layer": layer, "count": count})
+        for layer in names
     ]
     statistics = [of_reading(s, reading) for reading in readings for s in (MOMENTS, CLASS_SUMS)]
 
@@ -202,10 +203,11 @@ def _halves(rows: Any) -> tuple[Any, Any]:
     return rows[:, :width], rows[:, width:]
 
 
-def _layer(state: None, model: Model, batch: Batch, *, name: Any, of: Any) -> jax.Array:
-    layers = (name,) if isinstance(name, str) else parts(model, batch.images, len(of))
-    wanted = name if isinstance(name, str) else layers[name]
-    return scores.layer_features(model, _images(batch), (wanted,))[wanted]
+def _layer(state: None, model: Model, batch: Batch, *, layer: int | str, count: int) -> jax.Array:
+    """Features of one layer, by its name or by which of the last parts of the network it is."""
+    images = _images(batch)
+    name = layer if isinstance(layer, str) else parts(model, images, count)[layer]
+    return scores.layer_features(model, images, (name,))[name]
 
 
 def _both_distances(

@@ -11,7 +11,7 @@ from jax.extend import core
 from jax.tree_util import Partial
 
 from gradnorm_jax.convolution import grouped_rule
-from gradnorm_jax.jaxprs import Rule, body, eval_jaxpr, own_rule, shape_of
+from gradnorm_jax.jaxprs import Rule, body, eval_jaxpr, own_rule, scan_sizes, shape_of
 from gradnorm_jax.per_example.placement import as_varying
 from gradnorm_jax.per_example.sites import Loop, Site, Sites
 
@@ -166,9 +166,10 @@ def _run(
 
     def run_loop(loop: Loop, *operands: Any) -> list[Any]:
         params = loop.equation.params
-        first, rest = params["num_consts"], params["num_consts"] + params["num_carry"]
-        carry: Any
-        fixed, carry, xs = operands[:first], operands[first:rest], operands[rest:]
+        count, carried = scan_sizes(loop.equation)
+        fixed, rest = operands[:count], operands[count:]
+        carry: Any = rest[:carried]
+        xs = rest[carried:]
         own = {site.name: probes[site.name] for site in loop.sites.all() if probes}
 
         def turn(carry: Any, x: Any) -> tuple[Any, Any]:

@@ -14,7 +14,16 @@ import jax
 from jax.extend import core
 
 from gradnorm_jax import convolution
-from gradnorm_jax.jaxprs import Program, Rule, body, inline_calls, inner_programs, is_call, shape_of
+from gradnorm_jax.jaxprs import (
+    Program,
+    Rule,
+    body,
+    inline_calls,
+    inner_programs,
+    is_call,
+    scan_sizes,
+    shape_of,
+)
 from gradnorm_jax.per_example.analysis import Origins, find_origins, origin_of
 from gradnorm_jax.per_example.graph import Graph
 from gradnorm_jax.tree import matching_prefix
@@ -196,9 +205,9 @@ def _chains(
 def _in_loop(graph: Graph, number: int, leaves: frozenset[str]) -> Loop:
     equation = graph.equations[number]
     origins = [origin_of(atom, graph.origins) for atom in equation.invars]
-    consts, carry = equation.params["num_consts"], equation.params["num_carry"]
+    fixed, carried = scan_sizes(equation)
     # What is carried depends on the example from some turn on, or it would be no layer's input.
-    origins[consts : consts + carry] = [None] * carry
+    origins[fixed : fixed + carried] = [None] * carried
     return Loop(equation, find_sites(equation.params["jaxpr"], origins, Wanted(leaves)))
 
 
