@@ -4,12 +4,14 @@ import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
 
+import numpy as np
+
 from gradnorm_jax.evaluation.records import ID
 from gradnorm_jax.evaluation.report import data_sets, remarks
 from gradnorm_jax.evaluation.run_config import flatten
 from gradnorm_jax.evaluation.saved import SavedRun
 from gradnorm_jax.evaluation.tables import LEGEND, Cells, Table, full_table, grouped_table
-from gradnorm_jax.metrics import Comparison
+from gradnorm_jax.metrics import Comparison, threshold_at_tpr
 from gradnorm_jax.reporting import background
 from gradnorm_jax.reporting.blocks import Block, Chapter, Charts, Gallery, Listing, Section
 from gradnorm_jax.reporting.charts import POINTS, histogram, roc, scatter
@@ -30,10 +32,10 @@ _CAPTION = (
 )
 _INTERVALS = (
     "In percent, with 95 % intervals (bootstrap for FPR95, the jackknife's variance for the "
-    "others, which is DeLong's for AUROC). The field uses the name FPR95 for two numbers: with ID as the "
-    "positive class, the paper's, it is the fraction of OOD inputs above the score that 95 % of ID "
-    "inputs reach; with OOD as the positive class, OpenOOD's, that of ID inputs below the score "
-    "under which 95 % of OOD inputs are."
+    "others, which is DeLong's for AUROC). The field uses the name FPR95 for two numbers: with ID "
+    "as the positive class, the paper's, it is the fraction of OOD inputs above the score that "
+    "95 % of ID inputs reach; with OOD as the positive class, OpenOOD's, that of ID inputs below "
+    "the score under which 95 % of OOD inputs are."
 )
 _CHARTS = (
     "Histograms are fractions of each set; the dashed line is the threshold that 95 % of ID pass. "
@@ -44,7 +46,7 @@ _CHARTS = (
 )
 _FACTORS = (
     "GradNorm is the product of U, the 1-norm of the features, and V, the 1-norm of softmax less "
-    "the uniform distribution."
+    "the uniform distribution. The dashed line is where it is as large as 95 % of ID reach."
 )
 
 
@@ -133,29 +135,21 @@ def _gallery(
             facts[-1] += f" ({100 * confidence[row]:.1f} %)"
         if name == ID and table.labels[row] >= 0:
             facts.append(f"label {table.labels[row]}")
-        pictures.append(picture(source, table, row, ", ".join(facts)))
+        pictures.append(picture(source, table, row, facts))
     kind = "The most OOD-like of ID" if name == ID else f"The most ID-like of {name}"
     return Gallery(kind, pictures, source if isinstance(source, str) else "")
 
 
 def _charts(run: SavedRun) -> Iterator[Charts]:
-    tables = run.result.tables
     confidence = run.recorded.get("msp")
     for detector, cells in run.result.metrics.items():
-        scores = {name: table.scores[detector] for name, table in tables.items()}
-        aurocs = {name: f"{100 * cell.auroc.value:.2f}" for name, cell in cells.items()}
-        labels = {
-            name: f"{name}, AUROC {100 * cell.auroc.value:.2f} % "
-            f"({100 * cell.auroc.low:.2f} to {100 * cell.auroc.high:.2f})"
-            for name, cell in cells.items()
-        }
-        charts = [
-            histogram(scores, name, f"{detector}, {name}: AUROC {auroc} %")
-            for name, auroc in aurocs.items()
-        ]
-        charts.append(roc(scores, labels, detector))
+        scores = {name: table.scores[detector] for name, table in run.result.tables.items()}
+        aurocs = {name: cell.auroc for name, cell in cells.items()}
+        charts = [histogram(detector, scores, name, auroc.value) for name, auroc in aurocs.items()]
+        charts.append(roc(detector, scores, aurocs))
         if confidence is not None and detector != "msp":
-            charts.append(scatter(confidence, scores, ("confidence", "score"), detector))
+            title = f"{detector} against confidence"
+            charts.append(scatter(title, confidence, scores, ("confidence", "score")))
         yield Charts(detector, charts)
 
 
@@ -163,7 +157,8 @@ def _factors(run: SavedRun) -> list[Block]:
     u, v = (run.recorded.get(name) for name in ("feature_norm", "residual_norm"))
     if u is None or v is None:
         return ["Not recorded: the model has no last layer that is known, or the run is older."]
-    return [_FACTORS, Charts("U against V", [scatter(u, v, ("U", "V"), "all sets")])]
+    threshold = threshold_at_tpr(u[ID].astype(np.float64) * v[ID])
+    return [_FACTORS, Charts("", [scatter("U against V", u, v, ("U", "V"), threshold)])]
 
 
 def _compared(runs: Runs) -> Iterator[Section]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gradnorm_jax import metrics
 from gradnorm_jax.calibration.conformal import tpr_interval
-from gradnorm_jax.metrics import ranked
+from gradnorm_jax.metrics import Estimate, ranked
 from gradnorm_jax.reporting import svg
 from gradnorm_jax.reporting.markup import Element
 from gradnorm_jax.reporting.svg import Axes, Axis
@@ -19,6 +19,7 @@ COLOURS = 7
 POINTS = 400
 """How many inputs of each set a scatter plot shows."""
 _BINS = 50
+_ROUNDS = 8
 _CURVE = 120
 _CONFIDENCE = 0.95
 _TAIL = 0.005
@@ -40,10 +41,16 @@ def colours(sets: Sequence[str]) -> dict[str, str]:
     return {name: f"set-{i and (i - 1) % COLOURS + 1}" for i, name in enumerate(sets)}
 
 
-def histogram(scores: Columns, name: str, title: str) -> Chart:
+def histogram(detector: str, scores: Columns, name: str, auroc: float) -> Chart:
     """ID scores and those of the OOD set `name`, as fractions of each set.
 
     The dashed line is the threshold that 95 % of ID pass.
+
+    Args:
+        detector: whose scores they are.
+        scores: by data set.
+        name: of an OOD set.
+        auroc: how well it is told from ID.
     """
     (id_name, id_scores), by_set = next(iter(scores.items())), colours(list(scores))
     shown = {id_name: id_scores, name: scores[name]}
@@ -63,16 +70,18 @@ def histogram(scores: Columns, name: str, title: str) -> Chart:
     threshold = metrics.threshold_at_tpr(id_scores)
     marks.append(svg.line(axes.place([threshold] * 2, [0, axes.y.high]), "rule"))
     legend = [(by_set[key], key) for key in shown]
-    return Chart(title, svg.draw(axes, f"Histograms of {title}", *marks, ticks_of_y=False), legend)
+    label = f"Histograms of {detector} for {id_name} and {name}"
+    drawing = svg.draw(axes, label, *marks, ticks_of_y=False)
+    return Chart(f"{name}: AUROC {100 * auroc:.2f} %", drawing, legend)
 
 
-def roc(scores: Columns, labels: Mapping[str, str], title: str) -> Chart:
+def roc(detector: str, scores: Columns, aurocs: Mapping[str, Estimate]) -> Chart:
     """The ROC curve of each OOD set, with a band for each of its points.
 
     Args:
-        scores: of one detector.
-        labels: what the legend says of each OOD set.
-        title: of the chart.
+        detector: whose scores they are.
+        scores: by data set.
+        aurocs: by OOD set.
     """
     (_, id_scores), *others = scores.items()
     by_set = colours(list(scores))
@@ -87,8 +96,12 @@ def roc(scores: Columns, labels: Mapping[str, str], title: str) -> Chart:
         svg.line(axes.place(curve.fpr, curve.tpr), f"line {by_set[name]}")
         for name, curve in curves.items()
     ]
-    legend = [(by_set[name], label) for name, label in labels.items()]
-    return Chart(title, svg.draw(axes, f"ROC curves of {title}", *marks), legend)
+    legend = [
+        (by_set[name], f"{name} {100 * x.value:.2f} [{100 * x.low:.2f}, {100 * x.high:.2f}]")
+        for name, x in aurocs.items()
+    ]
+    drawing = svg.draw(axes, f"ROC curves of {detector}", *marks)
+    return Chart("ROC curves, AUROC in percent", drawing, legend)
 
 
 class RocCurve(NamedTuple):
@@ -130,16 +143,34 @@ def _around(curve: RocCurve) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     return np.r_[fpr_low, fpr_high[::-1]], np.r_[tpr_high, tpr_low[::-1]]
 
 
-def scatter(x: Columns, y: Columns, titles: tuple[str, str], title: str) -> Chart:
-    """Two numbers of each input, of at most `POINTS` inputs of each set, drawn by lot."""
+def scatter(
+    title: str, x: Columns, y: Columns, titles: tuple[str, str], product: float | None = None
+) -> Chart:
+    """Two numbers of each input, of at most `POINTS` inputs of each set, drawn by lot.
+
+    Args:
+        title: of the chart.
+        x: by data set.
+        y: of the same inputs.
+        titles: of the axes.
+        product: where x y is equal to it there is a dashed line.
+    """
     by_set = colours(list(x))
     axes = Axes(_axis(titles[0], list(x.values())), _axis(titles[1], list(y.values())))
-    marks = []
-    for name in x:
-        rows = np.random.default_rng(0).permutation(len(x[name]))[:POINTS]
-        marks.append(svg.dots(axes.place(x[name][rows], y[name][rows]), f"dots {by_set[name]}"))
+    rng = np.random.default_rng(0)
+    chosen = {name: rng.permutation(len(each))[:POINTS] for name, each in x.items()}
+    # In turns, so that no set hides the others.
+    marks = [
+        svg.dots(axes.place(x[name][turn], y[name][turn]), f"dots {by_set[name]}")
+        for turns in zip(*(np.array_split(rows, _ROUNDS) for rows in chosen.values()), strict=True)
+        for name, turn in zip(chosen, turns, strict=True)
+    ]
+    if product is not None:
+        across = np.linspace(max(axes.x.low, 1e-30), axes.x.high, _CURVE)
+        along = across[(product >= axes.y.low * across) & (product <= axes.y.high * across)]
+        marks += [svg.line(axes.place(along, product / along), "rule")] if along.size else []
     legend = [(class_, name) for name, class_ in by_set.items()]
-    return Chart(title, svg.draw(axes, f"{titles[1]} over {titles[0]}, {title}", *marks), legend)
+    return Chart(title, svg.draw(axes, title, *marks), legend)
 
 
 def _axis(title: str, columns: Sequence[np.ndarray]) -> Axis:

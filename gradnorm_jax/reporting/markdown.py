@@ -29,7 +29,7 @@ def _block(block: Block) -> Iterator[str]:
             yield "\n".join(f"    {printable(line)}" for line in lines)
         case Gallery(title, pictures, _):
             yield f"#### {escape_markdown(title)}"
-            rows = [[each.id, each.facts] for each in pictures]
+            rows = [[each.id, ", ".join(each.facts)] for each in pictures]
             yield to_markdown(Table(["File", "Score and class"], rows, names=2))
         case Charts():
             pass

@@ -83,7 +83,8 @@ def _block(block: Block) -> Iterator[Element]:
         case Code(lines):
             yield element("pre", *(element("code", line) for line in lines))
         case Charts(title, charts):
-            yield element("h4", title)
+            if title:
+                yield element("h4", title)
             yield element("div", *map(_chart, charts), class_="charts")
         case Gallery(title, pictures, remark):
             yield element("h4", title)
@@ -153,7 +154,8 @@ def _picture(picture: Picture) -> Element:
         shown = element("img", src=picture.image, alt=f"The image {picture.id}", class_=kind)
     else:
         shown = element("div", picture.problem or "no image", class_="missing")
-    caption = element(
-        "figcaption", element("span", picture.id, class_="file"), element("span", picture.facts)
-    )
-    return element("figure", shown, caption)
+    lines = [
+        element("span", picture.id, class_="file"),
+        *(element("span", x) for x in picture.facts),
+    ]
+    return element("figure", shown, element("figcaption", *lines))

@@ -4,7 +4,7 @@ import base64
 import dataclasses
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
@@ -14,8 +14,8 @@ from gradnorm_jax.data.source import Source
 from gradnorm_jax.evaluation.records import ID, ScoreTable
 from gradnorm_jax.text import to_utf8
 
-_SIDE = 160
-"""Pixels of the longer side: twice those shown, for fine screens."""
+_SIDE = 192
+"""Pixels of the longer side."""
 _SHARP = 64
 """Images up to here are kept as they are, and shown with square pixels."""
 
@@ -29,14 +29,14 @@ class Picture:
 
     Attributes:
         id: its file.
-        facts: its score, and how it was classified.
+        facts: its score, its class, and the like.
         image: the address of its pixels, `data:...`; None if there are none.
         sharp: whether they are few, and to be shown as squares.
         problem: why there are none.
     """
 
     id: str
-    facts: str
+    facts: Sequence[str]
     image: str | None = None
     sharp: bool = False
     problem: str = ""
@@ -73,7 +73,7 @@ def image_opener(
     return open_images
 
 
-def picture(source: Source | str, table: ScoreTable, row: int, facts: str) -> Picture:
+def picture(source: Source | str, table: ScoreTable, row: int, facts: Sequence[str]) -> Picture:
     """The picture of a row of a table, as far as its image can be read."""
     name = table.ids[row]
     if isinstance(source, str):

@@ -1,6 +1,7 @@
 """The axes of a small chart, and what is drawn on them, as SVG that style sheets colour."""
 
 import math
+import re
 from typing import NamedTuple
 
 import numpy as np
@@ -8,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from gradnorm_jax.reporting.markup import Element, element
 
-WIDTH, HEIGHT = 320, 220
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 10, 8, 34
+WIDTH, HEIGHT = 300, 210
+_LEFT, _RIGHT, _TOP, _BOTTOM = 42, 8, 20, 32
 _TICKS = 4
 _NAMESPACE = "http://www.w3.org/2000/svg"
 
@@ -51,16 +52,13 @@ def draw(axes: Axes, label: str, *marks: Element, ticks_of_y: bool = True) -> El
         ((across, down),) = axes.place([x.low], [value])
         grid.append(f"M{across:.1f} {down:.1f}H{WIDTH - _RIGHT}")
         texts.append(_text(_number(value), across - 5, down + 3.5, "end"))
-    middle = (_LEFT + WIDTH - _RIGHT) / 2, (_TOP + HEIGHT - _BOTTOM) / 2
-    texts.append(_text(x.title, middle[0], HEIGHT - 5, "middle"))
-    upright = element("g", _text(y.title, 0, 0, "middle"))
-    upright.set("transform", f"translate(11 {middle[1]:.1f}) rotate(-90)")
+    texts.append(_text(x.title, (_LEFT + WIDTH - _RIGHT) / 2, HEIGHT - 4, "middle"))
+    texts.append(_text(y.title, 0 if ticks_of_y else _LEFT, _TOP - 9, "start"))
     return element(
         "svg",
         element("path", class_="grid", d="".join(grid)),
         *marks,
         *texts,
-        upright,
         xmlns=_NAMESPACE,
         viewBox=f"0 0 {WIDTH} {HEIGHT}",
         role="img",
@@ -101,4 +99,4 @@ def _ticks(axis: Axis) -> list[float]:
 
 
 def _number(value: float) -> str:
-    return f"{value:.4g}"
+    return re.sub(r"e([+-])0*", lambda found: f"e{found[1].strip('+')}", f"{value:.4g}")
