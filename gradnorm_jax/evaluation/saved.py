@@ -66,6 +66,7 @@ def load_run(address: str | os.PathLike[str]) -> SavedRun:
         raise FileNotFoundError(f"{os.fspath(address)} holds no run; give the --out of evaluate")
     try:
         part_size = int(config["batch_size"]) * int(config["batches_per_part"])
+        int(config["label_offset"])  # which reports need, too
         names = [name for name in config["data"] if name != FIT]
         recorded = [str(name) for name in config.get("recorded", [])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:

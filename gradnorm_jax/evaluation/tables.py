@@ -159,7 +159,7 @@ def to_markdown(table: Table) -> str:
     if table.groups:
         header, *rows = (_joined(row, table) for row in [header, *rows])
         header[names:] = [escape_markdown(title) for title, _ in table.groups]
-    aligned = [":---", *["---:"] * (len(header) - 1)]
+    aligned = [":---"] * names + ["---:"] * (len(header) - names)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, aligned, *rows])
 
 

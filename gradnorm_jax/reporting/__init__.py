@@ -9,7 +9,6 @@ from gradnorm_jax.evaluation.saved import SavedRun, load_run
 from gradnorm_jax.extras import needs_extra
 
 Format = Literal["html", "markdown", "csv", "latex"]
-_TITLE = "Out-of-distribution detection"
 
 
 def report(
@@ -64,11 +63,12 @@ def report(
         return to_csv(loaded)
     choices = Choices(pictures, detector, dict(sources or {}), data_dir, drawn=format == "html")
     chapters = list(all_chapters(loaded, choices))
+    title = f"Out-of-distribution detection: {', '.join(loaded)}"
     match format:
         case "html":
-            return page(chapters, _TITLE)
+            return page(chapters, title)
         case "markdown":
-            return markdown(chapters, _TITLE)
+            return markdown(chapters, title)
         case "latex":
             return latex(chapters)
 

@@ -129,10 +129,12 @@ def _gallery(
     confidence = run.recorded.get("msp", {}).get(name)
     source = open_images(name) if choices.drawn else ""
     pictures = []
+    # Class k is logit k + label_offset.
+    classes = table.predictions - int(run.config["label_offset"])
     for row in most_wrong(table, name, detector, choices.pictures):
-        facts = [f"score {table.scores[detector][row]:.4g}", f"class {table.predictions[row]}"]
+        facts = [f"score {table.scores[detector][row]:.4g}", f"class {classes[row]}"]
         if confidence is not None:
-            facts[-1] += f" ({100 * confidence[row]:.1f} %)"
+            facts[-1] += f", {100 * confidence[row]:.1f} %"
         if name == ID and table.labels[row] >= 0:
             facts.append(f"label {table.labels[row]}")
         pictures.append(picture(source, table, row, facts))

@@ -1,6 +1,7 @@
 """The tables of a report in LaTeX, for papers; they need the package booktabs."""
 
 import itertools
+import re
 from collections.abc import Iterable, Sequence
 
 from gradnorm_jax.evaluation.tables import Table
@@ -23,6 +24,7 @@ _ESCAPED = str.maketrans(
         "↑": r"$\uparrow$",
     }
 )
+_MINUS = re.compile(r"-(?=\d)")
 
 
 def escape_latex(text: str) -> str:
@@ -57,7 +59,8 @@ def _table(table: Table, caption: str) -> str:
         r"\midrule",
     ]
     for i, row in enumerate(table.rows):
-        cells = [escape_latex(cell) for cell in row]
+        cells = list(map(escape_latex, row))
+        cells[table.names :] = [_MINUS.sub("$-$", cell) for cell in cells[table.names :]]
         lines.append(
             _row(
                 rf"\textbf{{{cell}}}" if (i, j) in table.marked else cell

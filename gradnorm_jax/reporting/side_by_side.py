@@ -10,12 +10,13 @@ from gradnorm_jax.evaluation.records import ID, ScoreTable
 from gradnorm_jax.evaluation.result import HEADLINE
 from gradnorm_jax.evaluation.run_config import RunConfig
 from gradnorm_jax.evaluation.saved import SavedRun
-from gradnorm_jax.metrics import Comparison, compare_with_best, delong_test, fpr_test, holm
+from gradnorm_jax.metrics import Comparison, compare_with_best, delong_test, fpr_at_tpr, holm
+from gradnorm_jax.metrics.comparison import fpr_difference, fpr_replicates
 
 TESTED = {"AUROC": "auroc", "FPR95 (ID positive)": "fpr_at_95_tpr_id_positive"}
 """The metrics whose differences are tested, by what they are called."""
 _LISTED = 3
-_TESTS = {"auroc": delong_test, "fpr_at_95_tpr_id_positive": fpr_test}
+_REPLICATES = 500
 
 Runs = Mapping[str, SavedRun]
 """Runs by their names."""
@@ -139,7 +140,14 @@ def leaders(runs: Runs, orders: Orders) -> dict[tuple[str, str], Collection[tupl
 
 def differences(runs: Runs, orders: Orders) -> list[Difference]:
     """Each detector that a run shares with the first against itself, where inputs are the same."""
-    found = [each for metric in TESTED.values() for each in _test(runs, orders, metric)]
+    first, *others = runs
+    found = [
+        difference
+        for run in others
+        for name in common_sets(runs)
+        if (run, ID) in orders and (run, name) in orders
+        for difference in _on_set(runs, orders, run, first, name)
+    ]
     corrected = []
     for metric in TESTED.values():
         of_metric = [each for each in found if each.metric == metric]
@@ -151,23 +159,25 @@ def differences(runs: Runs, orders: Orders) -> list[Difference]:
     return corrected
 
 
-def _test(runs: Runs, orders: Orders, metric: str) -> Iterator[Difference]:
-    first, *others = runs
-    for run in others:
-        if (run, ID) not in orders:
-            continue
-        for detector in runs[run].result.metrics:
-            if detector not in runs[first].result.metrics:
-                continue
-            for name in common_sets(runs):
-                if (run, name) in orders:
-                    pairs = [
-                        _scores(runs, orders, each, detector, of)
-                        for each in (run, first)
-                        for of in (ID, name)
-                    ]
-                    yield Difference(run, detector, name, metric, _TESTS[metric](*pairs), 1.0)
+def _on_set(runs: Runs, orders: Orders, run: str, first: str, name: str) -> Iterator[Difference]:
+    detectors = [d for d in runs[run].result.metrics if d in runs[first].result.metrics]
+    id_scores, ood_scores = (
+        [_scores(runs, orders, each, d, of) for each in (run, first) for d in detectors]
+        for of in (ID, name)
+    )
+    # One bootstrap for all.
+    rates = fpr_replicates(id_scores, ood_scores, 0.95, "id", _REPLICATES, seed=0)
+    count = len(detectors)
+    for i, detector in enumerate(detectors):
+        pair = id_scores[i], ood_scores[i], id_scores[count + i], ood_scores[count + i]
+        auroc = delong_test(*pair)
+        yield Difference(run, detector, name, "auroc", auroc, auroc.p_value)
+        value = fpr_at_tpr(*pair[:2]) - fpr_at_tpr(*pair[2:])
+        sizes = pair[0].size, pair[1].size
+        fpr = fpr_difference(value, rates[:, i] - rates[:, count + i], sizes, 0.95)
+        yield Difference(run, detector, name, "fpr_at_95_tpr_id_positive", fpr, fpr.p_value)
 
 
 def _scores(runs: Runs, orders: Orders, run: str, detector: str, name: str) -> np.ndarray:
-    return runs[run].result.tables[name].scores[detector][orders[run, name]]
+    scores = runs[run].result.tables[name].scores[detector]
+    return scores[orders[run, name]].astype(np.float64)
