@@ -67,7 +67,7 @@ def load_run(address: str | os.PathLike[str]) -> SavedRun:
     try:
         part_size = int(config["batch_size"]) * int(config["batches_per_part"])
         int(config["label_offset"])  # which reports need, too
-        names = [name for name in config["data"] if name != FIT]
+        names = [name for name in {k: dict(v) for k, v in config["data"].items()} if name != FIT]
         recorded = [str(name) for name in config.get("recorded", [])]
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder.address}/{CONFIG} is damaged; {_AGAIN}") from error
@@ -91,7 +91,11 @@ def load_run(address: str | os.PathLike[str]) -> SavedRun:
 def _to_result(content: dict[str, Any], tables: Mapping[str, ScoreTable]) -> Result:
     """The inverse of `report.to_dict`, whose tests are not made again."""
     excluded = {
-        name: [Excluded(**each) for each in inputs] for name, inputs in content["excluded"].items()
+        name: [
+            Excluded(str(each["id"]), str(each["reason"]), int(each.get("position", -1)))
+            for each in inputs
+        ]
+        for name, inputs in content["excluded"].items()
     }
     result = Result(
         tables={

@@ -2,12 +2,11 @@
 
 import collections
 import re
-from collections.abc import Mapping
 
 from gradnorm_jax.detectors import DETECTORS
 from gradnorm_jax.evaluation.journal import Journal
-from gradnorm_jax.evaluation.records import FIT, ScoreTable
-from gradnorm_jax.evaluation.run_config import RunConfig, flatten
+from gradnorm_jax.evaluation.records import FIT, count_positions
+from gradnorm_jax.evaluation.run_config import flatten
 from gradnorm_jax.evaluation.saved import SavedRun
 from gradnorm_jax.evaluation.tables import Table
 from gradnorm_jax.reporting.blocks import Block, Code, Listing, Section
@@ -67,12 +66,10 @@ def timing(run: SavedRun) -> Section:
         return Section("Timing", ["Not recorded."])
     rows = []
     for name in seconds:
-        count = _count(name, run.result.tables, run.config)
-        size = int(run.config["batch_size"])
-        whole = count is not None and batches[name] == -(-count // size)
-        rate = f"{count / seconds[name]:.1f}" if whole and count and seconds[name] else "unknown"
-        shown_count = "unknown" if count is None else f"{count}"
-        rows.append([name, shown_count, f"{seconds[name]:.1f}", rate])
+        count = _count(name, run)
+        whole = count is not None and batches[name] == -(-count // int(run.config["batch_size"]))
+        rate = f"{count / seconds[name]:.1f}" if whole and count and seconds[name] else ""
+        rows.append([name, "" if count is None else f"{count}", f"{seconds[name]:.1f}", rate])
     started = [session.started for session in run.journal.sessions]
     sentence = f"Started {started[0]}; times are of the wall clock, compilation included."
     if len(started) > 1:
@@ -95,12 +92,11 @@ def _totals(journal: Journal) -> tuple[dict[str, float], dict[str, int]]:
     return seconds, batches
 
 
-def _count(name: str, tables: Mapping[str, ScoreTable], config: RunConfig) -> int | None:
-    """How many inputs a pass reads, if that is known."""
-    count = config["data"].get(name, {}).get("inputs")
-    if count is None and name in tables:
-        count = len(tables[name].ids)
-    return count
+def _count(name: str, run: SavedRun) -> int | None:
+    """How many inputs a pass reads; None if that is not known, or it reads none."""
+    if name in run.result.tables:
+        return count_positions(run.result.tables[name])
+    return run.config["data"].get(name, {}).get("inputs")
 
 
 def citation(run: SavedRun) -> Section:

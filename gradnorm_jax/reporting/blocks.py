@@ -40,10 +40,17 @@ Block = str | Table | Listing | Code | Charts | Gallery
 
 
 class Section(NamedTuple):
-    """Blocks under a title."""
+    """Blocks under a title.
+
+    Attributes:
+        title: of the section.
+        blocks: in their order.
+        for_papers: whether its tables are of results, for papers.
+    """
 
     title: str
     blocks: Sequence[Block]
+    for_papers: bool = False
 
 
 class Chapter(NamedTuple):

@@ -84,10 +84,10 @@ def _sections(run: SavedRun, choices: Choices) -> Iterator[Section]:
     if choices.drawn:
         yield Section("Scores", [_CHARTS, *_charts(run)])
         yield Section("Factors of GradNorm", _factors(run))
-    yield Section("All metrics", [_INTERVALS, full_table(run.result)])
+    yield Section("All metrics", [_INTERVALS, full_table(run.result)], for_papers=True)
     yield background.excluded(run)
-    yield background.configuration(run)
     yield background.timing(run)
+    yield background.configuration(run)
     yield background.citation(run)
 
 
@@ -102,7 +102,7 @@ def _results(run: SavedRun) -> Section:
     caption = f"{_CAPTION} In bold: {LEGEND}" if best else _CAPTION
     blocks: list[Block] = [grouped_table(cells, best, ["Detector"], caption)]
     blocks += [Listing([*data_sets(result), *remarks(result)])]
-    return Section("Results", blocks)
+    return Section("Results", blocks, for_papers=True)
 
 
 def _pictures(run: SavedRun, choices: Choices) -> Section:
@@ -174,10 +174,9 @@ def _compared(runs: Runs) -> Iterator[Section]:
         }
         best = leaders(runs, orders)
         caption = f"{_CAPTION} In bold: {LEGEND}" if best else _CAPTION
-        yield Section(
-            "Results", [grouped_table(cells, best, ["Run", "Detector"], caption), Listing(doubts)]
-        )
-        yield Section("Paired tests", _tests(runs, differences(runs, orders)))
+        table = grouped_table(cells, best, ["Run", "Detector"], caption)
+        yield Section("Results", [table, Listing(doubts)], for_papers=True)
+        yield Section("Paired tests", _tests(runs, differences(runs, orders)), for_papers=True)
     else:
         yield Section("Results", ["The runs have no OOD set in common.", Listing(doubts)])
     yield Section("What differs", [_what_differs(runs)])

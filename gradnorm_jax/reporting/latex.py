@@ -33,16 +33,17 @@ def escape_latex(text: str) -> str:
 
 
 def latex(chapters: Sequence[Chapter]) -> str:
-    """The tables of results, tests and metrics, each a `table*` with its caption."""
+    """The tables of results, each a `table*` with its caption."""
     parts = ["% \\usepackage{booktabs}; the quotation mark \\textquotedbl needs the encoding T1."]
     for chapter in chapters:
         for section in chapter.sections:
-            texts = [block for block in section.blocks if isinstance(block, str)]
-            parts += [
-                _table(block, f"{chapter.title}. {block.caption or ' '.join(texts)}")
-                for block in section.blocks
-                if isinstance(block, Table) and block.names < len(block.header)
-            ]
+            if section.for_papers:
+                text = " ".join(block for block in section.blocks if isinstance(block, str))
+                parts += [
+                    _table(block, f"{chapter.title}. {block.caption or text}")
+                    for block in section.blocks
+                    if isinstance(block, Table)
+                ]
     return "\n\n".join(parts) + "\n"
 
 

@@ -161,6 +161,8 @@ def differences(runs: Runs, orders: Orders) -> list[Difference]:
 
 def _on_set(runs: Runs, orders: Orders, run: str, first: str, name: str) -> Iterator[Difference]:
     detectors = [d for d in runs[run].result.metrics if d in runs[first].result.metrics]
+    if not detectors:
+        return
     id_scores, ood_scores = (
         [_scores(runs, orders, each, d, of) for each in (run, first) for d in detectors]
         for of in (ID, name)
