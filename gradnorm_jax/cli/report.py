@@ -40,7 +40,7 @@ class ReportOptions:
         data_dir: where `tfds:` finds prepared data sets; by default where tfds puts them.
     """
 
-    runs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     out: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None
     format: Format | None = None
     pictures: int = 12

@@ -91,10 +91,11 @@ def evaluate(
     on the command line (`csv:FILE`, `tfds:NAME:SPLIT`); a `Source` or a `DataStream`.
 
     With `out`, results are kept in a folder: scores (Parquet), metrics (JSON), a report (Markdown)
-    and histograms (PNG). A run that was interrupted resumes when the same call is made again; its
-    files come out the same to the byte. A folder that holds another run is refused, and the
-    difference named. Several processes share a run, each with devices of its own, by nothing but
-    the folder.
+    and histograms (PNG); `gradnorm_jax.report` makes a page of them. Beside the scores it keeps the
+    confidence and GradNorm's factors of each input. A run that was interrupted resumes when the
+    same call is made again; its files come out the same to the byte, but for a journal of times. A
+    folder that holds another run is refused, and the difference named. Several processes share a
+    run, each with devices of its own, by nothing but the folder.
 
     Args:
         model: the classifier, from `from_linen`, `from_nnx`, `from_apply` or `models.load_model`.

@@ -77,10 +77,10 @@ def keep_journal(
     finally:
         # A run of which nothing is kept keeps no journal either.
         if batches.keys() & sources.keys() and folder.names("scores/"):
-            seconds: collections.Counter[str] = collections.Counter()
+            seconds: dict[str, float] = collections.defaultdict(float)
             # Up to the start of the next: the last batches are on the devices when a pass ends.
             for (name, start), (_, end) in itertools.pairwise([*starts, ("", time.monotonic())]):
-                seconds[name] += end - start  # type: ignore[assignment]
+                seconds[name] += end - start
             passes = {name: Pass(round(seconds[name], 3), batches[name]) for name in batches}
             _add(folder, f"{_FOLDER}{process[0]:05}-of-{process[1]:05}.json", sources, now, passes)
 

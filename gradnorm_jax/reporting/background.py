@@ -2,6 +2,7 @@
 
 import collections
 import re
+from collections.abc import Mapping
 
 from gradnorm_jax.detectors import DETECTORS
 from gradnorm_jax.evaluation.journal import Journal
@@ -60,14 +61,15 @@ def shown(value: object) -> str:
 
 
 def timing(run: SavedRun) -> Section:
-    """How long each pass took."""
+    """How long each pass took, all processes together."""
     seconds, batches = _totals(run.journal)
     if not seconds:
         return Section("Timing", ["Not recorded."])
     rows = []
     for name in seconds:
         count = _count(name, run)
-        whole = count is not None and batches[name] == -(-count // int(run.config["batch_size"]))
+        # A data set ends with a batch that is not full, and may be empty.
+        whole = count is not None and batches[name] == count // int(run.config["batch_size"]) + 1
         rate = f"{count / seconds[name]:.1f}" if whole and count and seconds[name] else ""
         rows.append([name, "" if count is None else f"{count}", f"{seconds[name]:.1f}", rate])
     started = [session.started for session in run.journal.sessions]
@@ -82,9 +84,9 @@ def timing(run: SavedRun) -> Section:
     )
 
 
-def _totals(journal: Journal) -> tuple[dict[str, float], dict[str, int]]:
+def _totals(journal: Journal) -> tuple[Mapping[str, float], Mapping[str, int]]:
     seconds: dict[str, float] = collections.defaultdict(float)
-    batches: dict[str, int] = collections.defaultdict(int)
+    batches: collections.Counter[str] = collections.Counter()
     for session in journal.sessions:
         for name, each in session.passes.items():
             seconds[name] += each.seconds
@@ -101,12 +103,7 @@ def _count(name: str, run: SavedRun) -> int | None:
 
 def citation(run: SavedRun) -> Section:
     """What to cite for the method, the detectors and this library."""
-    papers = {
-        detector: DETECTORS[name].paper
-        for detector in run.result.metrics
-        for name in re.findall(r"\w+", detector)
-        if name in DETECTORS
-    }
+    papers = {detector: _papers(detector) for detector in run.result.metrics}
     version = str(run.config["versions"].get("gradnorm-jax", ""))
     software = (
         "@software{gradnorm_jax,",
@@ -122,6 +119,12 @@ def citation(run: SavedRun) -> Section:
             "The library that computed the numbers:",
             Code(software),
             "The detectors:",
-            Listing([f"{detector}: {paper}" for detector, paper in papers.items()]),
+            Listing([f"{detector}: {'; '.join(found)}" for detector, found in papers.items()]),
         ],
     )
+
+
+def _papers(detector: str) -> list[str]:
+    """Those of a detector and of its rectifiers, which are written before it."""
+    names = re.sub(r"\(.*?\)", "", detector).split("+")
+    return [DETECTORS[name].paper if name in DETECTORS else "your own" for name in names]

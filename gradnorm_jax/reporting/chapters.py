@@ -165,6 +165,7 @@ def _factors(run: SavedRun) -> list[Block]:
 
 def _compared(runs: Runs) -> Iterator[Section]:
     orders, doubts = match_inputs(runs)
+    said = [Listing(doubts)] if doubts else []
     sets = common_sets(runs)
     if sets:
         cells: Cells = {
@@ -175,10 +176,10 @@ def _compared(runs: Runs) -> Iterator[Section]:
         best = leaders(runs, orders)
         caption = f"{_CAPTION} In bold: {LEGEND}" if best else _CAPTION
         table = grouped_table(cells, best, ["Run", "Detector"], caption)
-        yield Section("Results", [table, Listing(doubts)], for_papers=True)
+        yield Section("Results", [table, *said], for_papers=True)
         yield Section("Paired tests", _tests(runs, differences(runs, orders)), for_papers=True)
     else:
-        yield Section("Results", ["The runs have no OOD set in common.", Listing(doubts)])
+        yield Section("Results", ["The runs have no OOD set in common.", *said])
     yield Section("What differs", [_what_differs(runs)])
 
 
@@ -190,7 +191,7 @@ def _tests(runs: Runs, found: Sequence[Difference]) -> list[Block]:
     for each in found:
         cells = by_cell.setdefault((each.run, each.detector, each.ood_set), [])
         cells += [_points(each.comparison), f"{each.holm_p_value:.2g}"]
-    header = [text for metric in TESTED for text in (f"{metric}", "p")]
+    header = [text for metric in TESTED for text in (metric, "p")]
     return [
         Table(
             ["Run", "Detector", "OOD set", *header],
@@ -211,11 +212,8 @@ def _points(comparison: Comparison) -> str:
 def _what_differs(runs: Runs) -> Block:
     flat = {name: flatten(run.config) for name, run in runs.items()}
     keys = dict.fromkeys(key for config in flat.values() for key in config)
-    rows = [
-        [key, *(background.shown(config.get(key)) for config in flat.values())]
-        for key in keys
-        if len({background.shown(config.get(key)) for config in flat.values()}) > 1
-    ]
-    if not rows:
-        return "Nothing but the folder: the runs have the same configuration."
-    return Table(["Entry", *runs], rows, names=1 + len(runs))
+    rows = [[key, *(background.shown(config.get(key)) for config in flat.values())] for key in keys]
+    differing = [[key, *values] for key, *values in rows if len(set(values)) > 1]
+    if not differing:
+        return "Nothing: the runs have the same configuration."
+    return Table(["Entry", *runs], differing, names=1 + len(runs))

@@ -106,7 +106,7 @@ def _identity(config: RunConfig, name: str) -> dict[str, Any]:
     # A run made of the cache of another has the data of that.
     while "of" in config:
         config = config["of"]
-    return config["data"][name]
+    return config.get("data", {}).get(name, {})
 
 
 def _has_no_names(table: ScoreTable) -> bool:

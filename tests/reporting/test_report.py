@@ -17,6 +17,7 @@ import gradnorm_jax as gj
 from gradnorm_jax.evaluation.result import HEADLINE
 from gradnorm_jax.evaluation.saved import load_run
 from gradnorm_jax.evaluation.tables import ALL_METRICS
+from gradnorm_jax.reporting import background
 from gradnorm_jax.text import printable, to_utf8
 from tests.reporting.runs import Page, numbered, run, write_images
 
@@ -260,3 +261,11 @@ def test_a_run_without_what_reports_need_says_so(finished, tmp_path):
     schema = pyarrow.parquet.read_schema(tmp_path / "run/scores/far.parquet/000000.parquet")
     recorded = {"feature_norm", "residual_norm"}
     assert {*schema.names[4:]} == {"msp", "energy", "gradnorm"} | recorded
+
+
+def test_rectifiers_are_cited_too():
+    assert background._papers("react(percentile=0.9)+gradnorm(select=all,ord=3)") == [
+        "Sun et al. 2021, arXiv:2111.12797",
+        "Huang et al. 2021, arXiv:2110.00218",
+    ]
+    assert background._papers("mine") == ["your own"]
