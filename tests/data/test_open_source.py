@@ -28,11 +28,11 @@ def test_a_source_says_how_to_open_it_again(listed, tmp_path, monkeypatch):
     folder = path.with_suffix("")
     monkeypatch.chdir(folder.parent)
     relative = [f"csv:{path.name}", folder.name, f"list:{listing}@{folder.name}", str(parquet)]
-    sources = list(map(open_source, relative))
+    sources = [open_source(spec) for spec in relative]
+    expected = [(source.name, records(source)) for source in sources]
     monkeypatch.chdir("/")
-    for source in sources:
-        again = open_source(source.spec)
-        assert (again.name, records(again)) == (source.name, records(source))
+    again = [open_source(source.spec) for source in sources]
+    assert [(source.name, records(source)) for source in again] == expected
 
 
 def test_home_folder(tmp_path, monkeypatch):
