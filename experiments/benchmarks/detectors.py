@@ -56,15 +56,15 @@ def groups() -> dict[str, tuple[Detector, ...]]:
 
 
 def random_examples(model: Model, rows: int) -> Examples:
-    """Features around a centre for each class, positive as after a rectifier; and their logits."""
+    """Features around some centres, positive as after a rectifier; labelled as predicted."""
     kernel = on_host(linear_head(model)).kernel.astype(np.float32)
     rng = np.random.default_rng(0)
-    # A class has several images, though not every class has any.
-    labels = (np.arange(rows) % min(kernel.shape[1], rows // 8)).astype(np.int32)
-    centres = rng.random(size=kernel.T.shape, dtype=np.float32)
-    features = centres[labels] * rng.random((rows, 1), np.float32)
+    centres = rng.random(size=(min(kernel.shape[1], rows // 8), len(kernel)), dtype=np.float32)
+    features = centres[np.arange(rows) % len(centres)] * rng.random((rows, 1), np.float32)
     features += 0.1 * rng.random(features.shape, dtype=np.float32)
-    return Examples(features, features @ kernel, labels, np.arange(rows))
+    logits = features @ kernel
+    labels = logits.argmax(axis=1).astype(np.int32)
+    return Examples(features, logits, labels, np.arange(rows))
 
 
 def fitted(model: Model, detectors: Sequence[Detector], bank_size: int) -> Mapping[str, Any]:
