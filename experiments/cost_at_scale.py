@@ -3,9 +3,9 @@
     python experiments/cost_at_scale.py --core-gflops 36 --decode 90
 
 The work of one image is counted by XLA. For each machine the table has the time of the network's
-arithmetic, that of decoding JPEG files on its host's cores, and which of the two is longer, that is,
-where it saturates. Nothing is communicated but files. The rates of accelerators are their makers'
-peaks (bfloat16, dense) times a utilisation that is assumed, not measured.
+arithmetic, that of decoding JPEG files on its host's cores, and the longer of the two, where it
+saturates. Nothing is communicated but files. The rates of accelerators are their makers' peaks
+(bfloat16, dense) times a utilisation that is assumed, not measured.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""What README and documentation say is run: their Python as it stands, their command lines parsed."""
+"""The code in README and documentation is run as it stands there; command lines are parsed."""
 
 import re
 import shlex
