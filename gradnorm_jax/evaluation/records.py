@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import NamedTuple
 
 import jax
@@ -59,7 +60,7 @@ class ScoredBatch(NamedTuple):
     mask: np.ndarray
     table: ScoreTable
     outputs: Outputs | None
-    readings: Mapping[str, jax.Array]
+    readings: Mapping[str, jax.Array] = MappingProxyType({})
 
 
 def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
