@@ -3,7 +3,8 @@
     python experiments/paper/layers.py --model bit_s_r101x1 --weights BiT-S-R101x1 \
         --id imagenet/val --ood Textures=dtd/images --out runs/layers
 
-The norms of all layers come from one pass of the per-example engine, whatever the rows are.
+The norms of all layers are traced once for all rows, and most of the work is done once: five rows
+of ResNet-20 take 1.6 times as long as one.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ def _of_layers(state: Any, model: gj.Model, batch: gj.Batch, *, select: str) -> 
     return gj.combine_norms({path: norms[path] for path in selected_paths(norms, select)}, ord=1)
 
 
-@jax.jit  # traced once for all rows, and one computation to the compiler
+@jax.jit  # traced once for all rows
 def _norms(model: gj.Model, images: jax.Array) -> dict[str, jax.Array]:
     loss_fn = jax.tree_util.Partial(_kl_of_images, model)
     return gj.per_example_grad_norms(loss_fn, model.params, images, ord=1)
