@@ -6,7 +6,6 @@ Nothing is pickled, and no code is run that the file names unless the caller tru
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -35,6 +34,7 @@ from gradnorm_jax.models.named import Dtype, load_named
 from gradnorm_jax.references import is_reference
 from gradnorm_jax.tree import get_leaf, leaves_by_name
 from gradnorm_jax.types import Model, Outputs, linear_head
+from gradnorm_jax.whole_files import written_whole
 
 HEADER = "gradnorm_jax.detector"
 """The entry of the header that tells everything."""
@@ -119,7 +119,9 @@ def save_detector(
         "confident": bool(calibrated.confident),
         "versions": versions(),
     }
-    _write(path, _encode(facts, arrays))
+    content = _encode(facts, arrays)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load_detector(
@@ -387,10 +389,3 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     for name, kinds in _FACTS.items():
         if type(facts[name]) not in kinds:
             raise ValueError(f"its {name} is a {type(facts[name]).__name__}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        Path(folder, path.name).write_bytes(content)
-        os.replace(Path(folder, path.name), path)

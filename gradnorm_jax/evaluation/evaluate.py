@@ -1,6 +1,7 @@
 """The main job: scores of ID and OOD inputs by all detectors, and how well they separate them."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import Prepare, get_preprocess
 from gradnorm_jax.data.schedule import BatchSchedule
-from gradnorm_jax.data.stream import DataStream, Excluded
+from gradnorm_jax.data.stream import DataStream
 from gradnorm_jax.detectors import Detector, parse_detectors
 from gradnorm_jax.evaluation.checks import (
     check_options,
@@ -18,7 +19,7 @@ from gradnorm_jax.evaluation.checks import (
     find_accuracy,
     same_data,
 )
-from gradnorm_jax.evaluation.fitting import fit_data
+from gradnorm_jax.evaluation.fitting import Learned, fit_data
 from gradnorm_jax.evaluation.loop import Execution, Run, read_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
@@ -220,8 +221,10 @@ def fit_states(
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     stream = as_stream(data, prepare, name=FIT)
     with _in_memory(model, stream, prepare, batch_size, progress) as run:
-        states, _ = fit_data(run, stream, detectors)
-    return states
+        learned = fit_data(run, stream, detectors)
+    for remark in learned.remarks:
+        logging.getLogger(__name__).warning(remark)
+    return learned.states
 
 
 def score_set(
@@ -306,12 +309,11 @@ def _evaluate(
         execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
         kept = OutputCache(folder, cache) if folder is not None and cache else None
         run = Run(placed, execution, folder, kept, wait_seconds)
-        states: States = {}
-        fit_excluded: Sequence[Excluded] = ()
+        learned = Learned()
         if FIT in streams and (kept is not None or any(d.fit for d in runnable)):
-            states, fit_excluded = fit_data(run, streams[FIT], runnable)
+            learned = fit_data(run, streams[FIT], runnable)
         tables = {
-            name: score_data(run, name, stream, states, runnable)
+            name: score_data(run, name, stream, learned.states, runnable)
             for name, stream in streams.items()
             if name != FIT
         }
@@ -324,8 +326,8 @@ def _evaluate(
         accuracy, doubts = find_accuracy(
             found[ID], model, facts["label_offset"], streams[ID].classes
         )
-        warnings = [*same_data(streams), *doubts]
-        result = Result(found, metrics, accuracy, not_run, fit_excluded, warnings)
+        warnings = [*same_data(streams), *doubts, *learned.remarks]
+        result = Result(found, metrics, accuracy, not_run, learned.excluded, warnings)
         if folder is not None:
             if kept is not None:
                 write_head(folder, model)
