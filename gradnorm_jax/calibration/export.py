@@ -1,11 +1,11 @@
 """A calibrated detector as a program of `jax.export`, which runs without this library."""
 
 from collections.abc import Sequence
+from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 from jax import export
 
 from gradnorm_jax import __version__
@@ -96,5 +96,5 @@ def _describe(calibrated: Calibrated) -> str:
     of = f" of {preprocess.name} images" if isinstance(preprocess, Preprocess) else ""
     return (
         f"{calibrated.fitted.detector.name}{of}, by gradnorm-jax {__version__}, "
-        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
+        f"jax {jax.__version__}, jaxlib {version('jaxlib')}"
     )

@@ -5,10 +5,10 @@ import pathlib
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 import pytest
 
@@ -123,31 +123,64 @@ def test_an_artefact_says_what_it_is(energy):
     exported = gj.export_detector(energy[0])
     assert exported.fun_name == (
         f"energy of {networks.PREPROCESS.name} images, by gradnorm-jax {gj.__version__}, "
-        f"jax {jax.__version__}, jaxlib {jaxlib.__version__}"
+        f"jax {jax.__version__}, jaxlib {version('jaxlib')}"
     )
+
+
+@pytest.fixture
+def exported_file(energy, tmp_path, monkeypatch):
+    """Makes the working directory one with an exported detector, by the command."""
+    pytest.importorskip("flatbuffers")
+    monkeypatch.chdir(tmp_path)
+    np.save("images.npy", NEW)
+    gj.save_detector(energy[0], "energy.safetensors", model=f"{__name__}:build")
+    cli.main(["export", "energy.safetensors", "-o", "detector.jaxexport", "--trust", __name__])
 
 
 ALONE = """
 import sys
+from importlib.metadata import version
 
 import numpy as np
 
-sys.modules.update(dict.fromkeys(["gradnorm_jax", "flax"]))  # now they cannot be imported
+sys.modules.update(dict.fromkeys(["gradnorm_jax", "flax"{others}]))  # none can be imported
 images = np.load("images.npy")
-{snippet}
+{code}
 np.savez("decision.npz", *(np.asarray(x) for x in (score, p_value, is_ood, prediction)))
 """
 
 
-def test_it_runs_without_this_library(energy, tmp_path, monkeypatch):
-    """By the lines of the README, in a process that has nothing of ours."""
-    calibrated, expected = energy
-    monkeypatch.chdir(tmp_path)
-    np.save("images.npy", NEW)
-    gj.save_detector(calibrated, "energy.safetensors", model=f"{__name__}:build")
-    cli.main(["export", "energy.safetensors", "-o", "detector.jaxexport", "--trust", __name__])
-    subprocess.run([sys.executable, "-c", ALONE.format(snippet=snippet())], check=True)
-    assert_same(np.load("decision.npz").values(), expected)
+def decisions_of_a_process(code, others=""):
+    """Of a process that has nothing of ours."""
+    line = [sys.executable, "-c", ALONE.format(code=code, others=others)]
+    subprocess.run(line, check=True)
+    return np.load("decision.npz").values()
+
+
+def snippet(word):
+    """The code on the page on serving in which this stands."""
+    page = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if word in block)
+    return code
+
+
+def test_it_runs_without_this_library(energy, exported_file):
+    assert_same(decisions_of_a_process(snippet("detector.call(images)")), energy[1])
+
+
+@pytest.mark.slow
+def test_it_becomes_a_saved_model(energy, exported_file):
+    pytest.importorskip("tensorflow")
+    subprocess.run([sys.executable, "-c", snippet("saved_model")], check=True)
+    code = """
+import tensorflow as tf
+
+decide = tf.saved_model.load("saved_model").decide
+assert decide(images[:0])[0].shape == (0,)
+score, p_value, is_ood, prediction = decide(images)
+"""
+    assert_same(decisions_of_a_process(code, others=', "jax"'), energy[1])
 
 
 def test_what_cannot_be_exported(energy):
@@ -174,12 +207,3 @@ def test_what_cannot_be_exported(energy):
         exported(calls_back)
     with pytest.raises(ValueError, match=r"energy cannot be exported .* mesh"):
         exported(on_two_devices)
-
-
-def snippet():
-    """What the page on serving says to run."""
-    page = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
-    (code,) = (
-        c for c in re.findall(r"```python\n(.*?)```", page.read_text(), re.S) if "read_bytes" in c
-    )
-    return code
