@@ -147,4 +147,4 @@ def _rectified(rectifier: Rectifier, statistic: Statistic) -> Statistic:
         return statistic.remark(value.value)
 
     name = f"{statistic.name} after {rectifier.name}"
-    return Statistic(name, init, update, merge, (*own, *inner), remark)
+    return Statistic(name, init, update, merge, (*own, *inner), remark, statistic.needs_labels)

@@ -14,6 +14,7 @@ from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream
 from gradnorm_jax.detectors import Detector, parse_detectors
 from gradnorm_jax.evaluation.checks import (
+    cannot_run,
     check_options,
     check_parameters,
     find_accuracy,
@@ -283,7 +284,7 @@ def _evaluate(
     wait_seconds: float = 0.0,
 ) -> Result:
     _check_options(batch_size, max_undecodable, process, wait_seconds, out, cache)
-    not_run = dict(not_run or {}) | _cannot_run(detectors, model, has_fit=FIT in streams)
+    not_run = dict(not_run or {}) | cannot_run(detectors, model, streams.get(FIT))
     runnable = tuple(d for d in detectors if d.name not in not_run)
     if not runnable:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
@@ -309,7 +310,7 @@ def _evaluate(
         execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
         kept = OutputCache(folder, cache) if folder is not None and cache else None
         run = Run(placed, execution, folder, kept, wait_seconds)
-        learned = Learned()
+        learned = Learned({})
         if FIT in streams and (kept is not None or any(d.fit for d in runnable)):
             learned = fit_data(run, streams[FIT], runnable)
         tables = {
@@ -354,16 +355,6 @@ def _compare(
             found[ID].scores[detector], found[name].scores[detector]
         )
     return found, metrics
-
-
-def _cannot_run(detectors: Sequence[Detector], model: Model, *, has_fit: bool) -> dict[str, str]:
-    reasons = {}
-    for d in detectors:
-        if d.fit and not has_fit:
-            reasons[d.name] = "it is fitted to ID training data, and none are given (fit)"
-        elif d.needs == "outputs" and model.head is None:
-            reasons[d.name] = "it needs features, and the model has no linear last layer"
-    return reasons
 
 
 def _make_schedule(

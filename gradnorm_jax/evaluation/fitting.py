@@ -1,7 +1,6 @@
 """What detectors learn from training data: passes that they share, each resumed and merged."""
 
 from collections.abc import Iterator, Sequence
-from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,7 +26,7 @@ class Learned(NamedTuple):
         remarks: a sentence on each thing that the statistics leave out.
     """
 
-    states: States = MappingProxyType({})
+    states: States
     excluded: Sequence[Excluded] = ()
     remarks: Sequence[str] = ()
 

@@ -47,6 +47,7 @@ class Statistic:
         after: statistics of an earlier pass that `init` is given, such as the mean or the range of
             what is then counted.
         remark: a sentence on what a value leaves out, if it does, for reports.
+        needs_labels: whether `update` takes labelled examples only.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Statistic:
     merge: Callable[[Any, Any], Any]
     after: tuple["Statistic", ...] = ()
     remark: Callable[[Any], str | None] = _nothing
+    needs_labels: bool = False
 
 
 def passes(statistics: Iterable[Statistic]) -> list[tuple[Statistic, ...]]:
