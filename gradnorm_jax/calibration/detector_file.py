@@ -16,6 +16,7 @@ import numpy as np
 
 from gradnorm_jax.calibration.calibrated import Calibrated
 from gradnorm_jax.calibration.conformal import threshold_at_tpr
+from gradnorm_jax.calibration.probe import check_probe, take_probe
 from gradnorm_jax.calibration.state_layout import from_layout, to_layout
 from gradnorm_jax.data.preprocess import Prepare, Preprocess, get_preprocess
 from gradnorm_jax.detectors import Batch, Detector, parse_detectors
@@ -38,7 +39,7 @@ from gradnorm_jax.whole_files import written_whole
 
 HEADER = "gradnorm_jax.detector"
 """The entry of the header that tells everything."""
-VERSION = 1
+VERSION = 2
 
 _SCORES, _STATE, _WEIGHTS = "calibration_scores", "state/", "weights/"
 _FACTS: dict[str, tuple[type, ...]] = {
@@ -56,6 +57,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "tpr": (float,),
     "confidence": (float,),
     "confident": (bool,),
+    "probe": (dict, type(None)),
     "versions": (dict,),
 }
 """What the header tells, and of which types."""
@@ -72,9 +74,10 @@ def save_detector(
 ) -> None:
     """Writes a calibrated detector to a `.safetensors` file that `load_detector` reads.
 
-    The file holds what the detector has learned, the calibration scores, the threshold, and a hash
-    of the model's arrays, which is compared when it is loaded. The arrays themselves are in it only
-    `with_weights`.
+    The file holds what the detector has learned, the calibration scores, the threshold, and what
+    the model is known again by when it is loaded: a hash of its arrays and, if it takes images by a
+    `Preprocess`, one of its program and the scores of two images. The arrays themselves are in it
+    only `with_weights`.
 
     Args:
         calibrated: of `calibrate`.
@@ -117,6 +120,7 @@ def save_detector(
         "tpr": float(calibrated.tpr),
         "confidence": float(calibrated.confidence),
         "confident": bool(calibrated.confident),
+        "probe": take_probe(calibrated),
         "versions": versions(),
     }
     content = _encode(facts, arrays)
@@ -147,8 +151,9 @@ def load_detector(
 
     Raises:
         FileNotFoundError: there is no such file, or there are no weights.
-        ValueError: it is no such file, or a damaged one; the model's arrays are others than those
-            that the detector was calibrated with; or the file names code that is not trusted.
+        ValueError: it is no such file, or a damaged one; the model's arrays or its function are
+            others than those that the detector was calibrated with; or the file names code that is
+            not trusted.
         ModuleNotFoundError: the extra `data` is not installed.
     """
     path = Path(path)
@@ -196,7 +201,10 @@ def _load(
     threshold = threshold_at_tpr(scores, tpr, confidence=confidence if confident else None)
     if float(threshold) != facts["threshold"]:
         raise ValueError(f"its threshold {facts['threshold']} is not that of its scores")
-    return Calibrated(fitted, jnp.asarray(scores), threshold, tpr, confidence, confident, prepare)
+    ascending = jnp.asarray(scores)
+    calibrated = Calibrated(fitted, ascending, threshold, tpr, confidence, confident, prepare)
+    check_probe(calibrated, facts["probe"])
+    return calibrated
 
 
 class _Made(NamedTuple):
