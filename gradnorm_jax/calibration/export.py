@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,13 @@ from gradnorm_jax.calibration.calibrated import Calibrated
 from gradnorm_jax.data.preprocess import Preprocess
 from gradnorm_jax.sharding import batch_mesh
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-"""What a detector is exported for."""
+Platform = Literal["cpu", "cuda", "rocm", "tpu"]
+PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
+"""What a detector is exported for, unless it is said."""
 
 
 def export_detector(
-    calibrated: Calibrated, inputs: Any = None, *, platforms: Sequence[str] = PLATFORMS
+    calibrated: Calibrated, inputs: Any = None, *, platforms: Sequence[Platform] = PLATFORMS
 ) -> export.Exported:
     """Makes one program of a calibrated detector, its network and all their arrays.
 
@@ -40,12 +41,14 @@ def export_detector(
             with, whatever B is. By default uint8 pixels `[B, H, W, 3]` of the size that the
             detector's `Preprocess` makes; scaling them is part of the program, resizing is not.
             Floats are the network's input, as `Calibrated.decide` takes them.
-        platforms: what it can run on: "cpu", "cuda", "rocm" or "tpu", none of which need be here.
+        platforms: what it can run on, none of which need be here.
 
     Raises:
-        ValueError: the shape of the inputs is not known, or JAX cannot export the model or the
-            detector, as where they call back into Python.
+        ValueError: the shape of the inputs is not known, there is no such platform, or JAX cannot
+            export the model or the detector, as where they call back into Python.
     """
+    if not platforms or not {*platforms} <= {*get_args(Platform)}:
+        raise ValueError(f"platforms must be of {', '.join(get_args(Platform))}, got {platforms}")
     shape, dtype = _shape_and_type(calibrated, inputs)
     arrays = jax.device_get(calibrated)
 

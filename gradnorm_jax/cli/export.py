@@ -8,7 +8,7 @@ import jax
 import tyro
 
 from gradnorm_jax.calibration.detector_file import load_detector
-from gradnorm_jax.calibration.export import PLATFORMS, export_detector
+from gradnorm_jax.calibration.export import PLATFORMS, Platform, export_detector
 from gradnorm_jax.extras import needs_extra
 from gradnorm_jax.whole_files import written_whole
 
@@ -22,22 +22,24 @@ class ExportOptions:
         detector = jax.export.deserialize(pathlib.Path("detector.jaxexport").read_bytes())
         score, p_value, is_ood, prediction = detector.call(images)
 
+    Example: gradnorm-jax export gradnorm.safetensors -o detector.jaxexport
+
     Attributes:
-        detector: the file.
+        detector: the file of `gradnorm-jax calibrate`.
         out: the file to be written.
         dtype: uint8, and the images are pixels as the detector's preprocessing makes them by
             resizing and cropping; float32, and they are the network's input.
-        platforms: what it can run on, of cpu, cuda, rocm and tpu.
+        platforms: what it can run on.
         weights: of the model, if they are not where they were.
         preprocess: where the detector's has no name that its file could tell, `my_module:object`.
         trust: modules whose code may be run because the file names it, such as that of your
             function that makes the model.
     """
 
-    detector: tyro.conf.Positional[Path]
+    detector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DETECTOR_FILE")]
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     dtype: Literal["uint8", "float32"] = "uint8"
-    platforms: tuple[str, ...] = PLATFORMS
+    platforms: tuple[Platform, ...] = PLATFORMS
     weights: Path | None = None
     preprocess: str | None = None
     trust: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()

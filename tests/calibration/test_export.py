@@ -128,13 +128,14 @@ def test_an_artefact_says_what_it_is(energy):
 
 
 @pytest.fixture
-def exported_file(energy, tmp_path, monkeypatch):
-    """Makes the working directory one with an exported detector, by the command."""
+def exported_file(energy, tmp_path, monkeypatch, capsys):
+    """Makes the working directory one with an exported detector; what the command prints."""
     pytest.importorskip("flatbuffers")
     monkeypatch.chdir(tmp_path)
     np.save("images.npy", NEW)
     gj.save_detector(energy[0], "energy.safetensors", model=f"{__name__}:build")
     cli.main(["export", "energy.safetensors", "-o", "detector.jaxexport", "--trust", __name__])
+    return capsys.readouterr().out
 
 
 ALONE = """
@@ -166,6 +167,7 @@ def snippet(word):
 
 
 def test_it_runs_without_this_library(energy, exported_file):
+    assert "uint8 [B, 6, 6, 3] on cpu, cuda, tpu, 0.0 MB\nexported: detector.jax" in exported_file
     assert_same(decisions_of_a_process(snippet("detector.call(images)")), energy[1])
 
 
@@ -201,9 +203,26 @@ def test_what_cannot_be_exported(energy):
         mapped = map_batch(lambda shared, x: x.sum((1, 2)), mesh)
         return gj.Outputs(None, mapped(None, jnp.tile(images, (2, 1, 1, 1)))[:1])
 
+    with pytest.raises(ValueError, match="platforms must be of cpu, cuda, rocm, tpu, got"):
+        gj.export_detector(calibrated, platforms=["gpu"])
     with pytest.raises(ValueError, match="has no Preprocess that would tell the shape"):
         exported(calls_back, preprocess=None)
     with pytest.raises(ValueError, match="energy cannot be exported with this model: "):
         exported(calls_back)
     with pytest.raises(ValueError, match=r"energy cannot be exported .* mesh"):
         exported(on_two_devices)
+
+
+def test_what_the_command_refuses(energy, tmp_path, monkeypatch):
+    path, out = tmp_path / "energy.safetensors", tmp_path / "detector.jaxexport"
+    line = ["export", str(path), "-o", str(out), "--trust", __name__]
+    without = dataclasses.replace(energy[0], preprocess=None)
+    gj.save_detector(without, path, model=f"{__name__}:build")
+    with monkeypatch.context() as lacking:
+        lacking.setitem(sys.modules, "flatbuffers", None)
+        with pytest.raises(SystemExit, match="exported detectors need flatbuffers, which is not"):
+            cli.main(line)
+    pytest.importorskip("flatbuffers")
+    with pytest.raises(SystemExit, match=r"has no Preprocess that would tell .* export it in Pyth"):
+        cli.main(line)
+    assert not out.exists()
