@@ -70,9 +70,9 @@ class Detector:
         fit: how the state is learned; None if there is none.
         options: keyword arguments of `score_fn`, given as a mapping and kept as sorted pairs. Lists
             become tuples. Arrays belong in the state.
-        optional: whether it is left out, and the reason reported, where the training data do not
-            do for it; for others that is an error. Those of a group, such as `all`, are. It makes
-            no other detector.
+        optional: where it needs labels and the training data have none, leave it out and report
+            that, rather than raise. Set for the members of a group such as `all`; two detectors
+            that differ in nothing else are equal.
 
     Raises:
         ValueError: a field is not as above.

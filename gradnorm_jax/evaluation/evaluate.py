@@ -96,7 +96,7 @@ def evaluate(
         ood_data: out-of-distribution data by the name of their set.
         detectors: names, such as "gradnorm(ord=2)", or `Detector` objects.
         fit: in-distribution training data, with labels for detectors that need them. Without it
-            detectors that are fitted are not run.
+            detectors that are fitted are not run; without labels those of `all` that need them.
         preprocess: what image files need: a `Preprocess`, its name, or one composed as on the
             command line. It applies to uint8 arrays as well, image by image. Or a function of a
             batch `[B, ...]` that makes the network's input on the device.
