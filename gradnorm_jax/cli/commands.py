@@ -17,14 +17,17 @@ from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.cli.export import ExportOptions, run_export
 from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
+from gradnorm_jax.cli.report import ReportOptions, run_report
 from gradnorm_jax.cli.score import ScoreOptions, run_score
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
+from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.text import printable
 
 Command = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
+    | Annotated[ReportOptions, tyro.conf.subcommand("report")]
     | Annotated[CalibrateOptions, tyro.conf.subcommand("calibrate")]
     | Annotated[ScoreOptions, tyro.conf.subcommand("score")]
     | Annotated[ExportOptions, tyro.conf.subcommand("export")]
@@ -54,6 +57,8 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
                 _show(run_demo(options), options.out)
             case EvaluateOptions():
                 _show(run_evaluate(options, should_stop=should_stop), options.out)
+            case ReportOptions():
+                run_report(options)
             case CalibrateOptions():
                 for line in run_calibrate(options).splitlines():
                     print(printable(line))
@@ -78,7 +83,7 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
         sys.exit(os.EX_TEMPFAIL)
 
 
-def _show(result: report.Result, out: str | Path) -> None:
+def _show(result: Result, out: str | Path) -> None:
     console = rich.console.Console()
     console.print(report.to_rich(result))
     for line in (*report.data_sets(result), *report.remarks(result), f"Results: {out}"):
