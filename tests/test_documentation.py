@@ -19,7 +19,7 @@ from gradnorm_jax.models import get_architecture
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
-TESTED_ELSEWHERE = {"training.md", "write_a_detector.md"}
+TESTED_ELSEWHERE = {"serving.md", "training.md", "write_a_detector.md"}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
