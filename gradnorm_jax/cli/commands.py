@@ -15,6 +15,7 @@ from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
+from gradnorm_jax.cli.export import ExportOptions, run_export
 from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
 from gradnorm_jax.cli.report import ReportOptions, run_report
 from gradnorm_jax.cli.score import ScoreOptions, run_score
@@ -29,6 +30,7 @@ Command = (
     | Annotated[ReportOptions, tyro.conf.subcommand("report")]
     | Annotated[CalibrateOptions, tyro.conf.subcommand("calibrate")]
     | Annotated[ScoreOptions, tyro.conf.subcommand("score")]
+    | Annotated[ExportOptions, tyro.conf.subcommand("export")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
     | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
     | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
@@ -63,6 +65,9 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
             case ScoreOptions():
                 if status := run_score(options):
                     sys.exit(status)
+            case ExportOptions():
+                for line in run_export(options).splitlines():
+                    print(printable(line))
             case PrepareOptions():
                 print(printable(run_prepare(options)))
             case ConvertOptions():

@@ -1,5 +1,6 @@
 """Statistics of something else than features: of what is read inside the network."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -54,5 +55,16 @@ def of_reading(statistic: Statistic, reading: Any) -> Statistic:
             return left if left.width else right
         return left._replace(value=statistic.merge(left.value, right.value))
 
-    name = f"{statistic.name} of {reading.name}"
-    return Statistic(name, init, update, merge, (*inner, *before), reading)
+    def remark(value: Read) -> str | None:
+        return statistic.remark(value.value)
+
+    return dataclasses.replace(
+        statistic,
+        name=f"{statistic.name} of {reading.name}",
+        init=init,
+        update=update,
+        merge=merge,
+        after=(*inner, *before),
+        remark=remark,
+        reading=reading,
+    )
