@@ -61,7 +61,7 @@ def parse_detectors(
 
 
 def _to_detectors(
-    spec: str | Detector | Rectifier, defaults: Mapping[str, Mapping[str, Any]]
+    spec: str | Detector | Rectifier | Reading, defaults: Mapping[str, Mapping[str, Any]]
 ) -> list[Detector]:
     if not is_group(spec):
         return [_to_detector(spec, defaults)]
