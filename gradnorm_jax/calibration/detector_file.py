@@ -38,7 +38,7 @@ from gradnorm_jax.types import Model, Outputs, linear_head
 
 HEADER = "gradnorm_jax.detector"
 """The entry of the header that tells everything."""
-VERSION = 1
+VERSION = 2
 
 _SCORES, _STATE, _WEIGHTS = "calibration_scores", "state/", "weights/"
 _FACTS: dict[str, tuple[type, ...]] = {
@@ -50,6 +50,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "weights": (str, type(None)),
     "dtype": (str,),
     "classes": (int, type(None)),
+    "label_offset": (int,),
     "preprocess": (str, type(None)),
     "preprocess_facts": (dict, str, type(None)),
     "threshold": (float,),
@@ -111,6 +112,7 @@ def save_detector(
         "weights": None if weights is None else os.fspath(weights),
         "dtype": dtype,
         "classes": _count_classes(fitted.model, model) if with_weights else None,
+        "label_offset": calibrated.label_offset,
         "preprocess": _spec_of(calibrated.preprocess),
         "preprocess_facts": describe_preprocess(calibrated.preprocess),
         "threshold": float(calibrated.threshold),
@@ -194,7 +196,16 @@ def _load(
     threshold = threshold_at_tpr(scores, tpr, confidence=confidence if confident else None)
     if float(threshold) != facts["threshold"]:
         raise ValueError(f"its threshold {facts['threshold']} is not that of its scores")
-    return Calibrated(fitted, jnp.asarray(scores), threshold, tpr, confidence, confident, prepare)
+    return Calibrated(
+        fitted,
+        jnp.asarray(scores),
+        threshold,
+        tpr,
+        confidence,
+        confident,
+        prepare,
+        facts["label_offset"],
+    )
 
 
 class _Made(NamedTuple):

@@ -70,7 +70,7 @@ def run_calibrate(options: CalibrateOptions) -> str:
         for name, spec in {"id": options.id, "fit": options.fit}.items()
         if spec is not None
     }
-    model, own, _ = load_named(options.model, options.weights, options.dtype)
+    model, own, label_offset = load_named(options.model, options.weights, options.dtype)
     preprocess = preprocess or needed_preprocess(options.model, own)
     streams: dict[str, Any] = {
         name: as_stream(source, preprocess, workers=options.workers)
@@ -85,6 +85,7 @@ def run_calibrate(options: CalibrateOptions) -> str:
         confidence=options.confidence,
         confident=options.confident,
         preprocess=preprocess,
+        label_offset=label_offset,
         batch_size=options.batch_size,
         max_undecodable=options.max_undecodable,
     )

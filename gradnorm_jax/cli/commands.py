@@ -14,9 +14,11 @@ from gradnorm_jax.cli.calibrate import CalibrateOptions, run_calibrate
 from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
+from gradnorm_jax.cli.endings import tell
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
 from gradnorm_jax.cli.score import ScoreOptions, run_score
+from gradnorm_jax.cli.watch import WatchOptions, run_watch
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
 from gradnorm_jax.text import printable
@@ -26,6 +28,7 @@ Command = (
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
     | Annotated[CalibrateOptions, tyro.conf.subcommand("calibrate")]
     | Annotated[ScoreOptions, tyro.conf.subcommand("score")]
+    | Annotated[WatchOptions, tyro.conf.subcommand("watch")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
     | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
     | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
@@ -58,6 +61,9 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
             case ScoreOptions():
                 if status := run_score(options):
                     sys.exit(status)
+            case WatchOptions():
+                if status := run_watch(options):
+                    sys.exit(status)
             case PrepareOptions():
                 print(printable(run_prepare(options)))
             case ConvertOptions():
@@ -67,9 +73,9 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
             case DetectorsOptions():
                 run_detectors(options)
     except Unfinished as share:
-        print(f"gradnorm-jax: {share}", file=sys.stderr)
+        tell(str(share))
     except Interrupted as stop:
-        print(f"gradnorm-jax: {stop}", file=sys.stderr)
+        tell(str(stop))
         sys.exit(os.EX_TEMPFAIL)
 
 

@@ -185,7 +185,7 @@ def forge(path, arrays=(), **facts):
         ({"state": {"dict": {"a": "0", "b": "1", "c": "2"}}}, "mahalanobis cannot score with what"),
         ({"threshold": 1e9}, "its threshold 1000000000.0 is not that of its scores"),
         ({"tpr": 2.0}, "tpr must be above 0 and below 1"),
-        ({"version": 2}, "is not a whole detector file: it is of version 2, and this reads 1"),
+        ({"version": 3}, "is not a whole detector file: it is of version 3, and this reads 2"),
         ({"tpr": 1}, "its tpr is a int"),
         ({"confident": 1}, "its confident is a int"),
         ({"more": 1}, "its header tells other things than it should"),
