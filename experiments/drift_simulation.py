@@ -2,11 +2,10 @@
 
     python experiments/drift_simulation.py
 
-Scores are standard normal, or 16 of the values that half as many digits leave. The first table has
-the fraction of in-distribution streams that were ever rejected, with its standard error, beside what
-becomes of the same test with p-values against the calibration scores alone. The second has the
-number of images from the change to the alarm at 1 %: median, and 90th percentile; "-" stands for
-more than the horizon.
+Scores are standard normal; tied ones are rounded to halves. The first table has the percentage of
+in-distribution streams that are ever rejected, with its standard error, beside that of the same
+test with p-values against the calibration scores alone. The second has the number of images from
+the change to the alarm at 1 %: median and 90th percentile, "-" if that is beyond the horizon.
 """
 
 import dataclasses
@@ -50,7 +49,9 @@ def main(options: Options) -> None:
     print("| ---: | :--- | ---: | ---: | ---: | ---: |")
     for size in (100, 1000, 10_000):
         for tied in (False, True):
-            lowest = np.array([false_alarms(options, size, tied, rng) for _ in range(options.draws)])
+            lowest = np.array(
+                [false_alarms(options, size, tied, rng) for _ in range(options.draws)]
+            )
             cells = [rate(lowest[:, way] <= alpha) for way in (0, 1) for alpha in (0.1, 0.01)]
             scores = "tied" if tied else "continuous"
             print(f"| {size} | {scores} | {' | '.join(cells)} |", flush=True)

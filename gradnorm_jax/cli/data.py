@@ -14,6 +14,8 @@ from gradnorm_jax.data.open_source import open_source
 class PrepareOptions:
     """Prepare a data set for `tfds:NAME`: download it, convert it, or make it of your own images.
 
+    Example: gradnorm-jax data prepare my_flowers --from flowers --data-dir tfds
+
     Attributes:
         name: of tfds, or inaturalist_ood, sun_ood or places_ood; with --from, of your choice.
         source: make the data set of these images: a folder, csv:FILE or list:FILE.
@@ -21,7 +23,7 @@ class PrepareOptions:
         manual_dir: the folder with files that were downloaded by hand.
     """
 
-    name: tyro.conf.Positional[str]
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")]
     source: Annotated[str | None, tyro.conf.arg(name="from")] = None
     data_dir: str | Path | None = None
     manual_dir: str | Path | None = None

@@ -24,14 +24,16 @@ class ScoreOptions:
     """Decide for images whether they are in-distribution, with a file of `gradnorm-jax calibrate`.
 
     Each gets a line: its score (higher is more in-distribution), its p-value (low is
-    out-of-distribution), the decision, the predicted class (the number of the largest logit), and
-    its name. What cannot be read or decoded is named on stderr, and the others go on.
+    out-of-distribution), the decision, the predicted class (as labels are numbered), and its
+    name. What cannot be read or decoded is named on stderr, and the others go on.
 
     Exit status: 0, all images have been scored; 65, some have not; with --fail-on-ood 3, all have
     been and at least one is out-of-distribution. 1 and 2: the command itself was wrong.
 
+    Example: gradnorm-jax score gradnorm.safetensors photo.jpg folder_of_images --format jsonl
+
     Attributes:
-        detector: the file.
+        detector: the file of `gradnorm-jax calibrate`.
         images: files, folders, or `-` for names from standard input, one on each line.
         format: a table, a JSON object on each line, or CSV.
         fail_on_ood: exit with status 3 if an image is out-of-distribution.
@@ -46,8 +48,8 @@ class ScoreOptions:
         workers: how many images to decode at once; by default as many as there are CPUs.
     """
 
-    detector: tyro.conf.Positional[Path]
-    images: tyro.conf.Positional[tuple[str, ...]]
+    detector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DETECTOR_FILE")]
+    images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE...")]
     format: Format = "table"
     fail_on_ood: bool = False
     fdr: float | None = None

@@ -38,8 +38,10 @@ class WatchOptions:
 
     Exit status: 0, done; 65, some images could not be scored; 3 with --fail-on-drift, rejected.
 
+    Example: gradnorm-jax watch gradnorm.safetensors incoming --log incoming.log --fail-on-drift
+
     Attributes:
-        detector: the file.
+        detector: the file of `gradnorm-jax calibrate`.
         folder: where images arrive, in subfolders too.
         alpha: the probability of a false alarm, ever.
         fail_on_drift: end with status 3 as soon as the assumption is rejected.
@@ -57,8 +59,8 @@ class WatchOptions:
         workers: how many images to decode at once; by default as many as there are CPUs.
     """
 
-    detector: tyro.conf.Positional[Path]
-    folder: tyro.conf.Positional[Path]
+    detector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DETECTOR_FILE")]
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
     alpha: float = 0.01
     fail_on_drift: bool = False
     once: bool = False

@@ -1,4 +1,6 @@
-"""The running test of exchangeability: by its formulas, and what it promises on simulated streams."""
+"""The running test of exchangeability: by its formulas, and on simulated streams."""
+
+import itertools
 
 import numpy as np
 import pytest
@@ -47,14 +49,14 @@ def test_the_odds_are_fair():
     before = np.exp(update_martingale(init_martingale(), [0.01, 0.2])[1][-1])
     # In pieces, because densities are infinite at the ends.
     ends = [0, 1e-12, 1e-8, 1e-4, 0.01, 0.5, 0.99, 1 - 1e-4, 1 - 1e-8, 1]
-    pieces = [integrate.quad(wealth, *piece)[0] for piece in zip(ends, ends[1:], strict=False)]
+    pieces = [integrate.quad(wealth, *piece)[0] for piece in itertools.pairwise(ends)]
     assert sum(pieces) == pytest.approx(before, rel=1e-4)
 
 
 def test_ranks_are_among_calibration_and_earlier_inputs():
     calibration = RNG.integers(10, size=15).astype(np.float32)
     stream = RNG.integers(-1, 11, size=700).astype(np.float32)
-    state, drift = update_drift(init_drift(calibration, seed=3), stream)
+    _, drift = update_drift(init_drift(calibration, seed=3), stream)
     uniforms = 1 - np.random.Generator(np.random.PCG64(3)).random(700)
     for i in (0, 1, 14, 255, 256, 300, 699):
         earlier = np.concatenate([calibration, stream[:i]])
