@@ -16,9 +16,12 @@ Exchangeable means in no particular order too: frames of a video, or one class a
 rejected rightly.
 
 References:
-    Vovk, Gammerman, Shafer (2005), "Algorithmic Learning in a Random World", sections 2.6 and 7.1.
+    Vovk, Gammerman, Shafer (2005), "Algorithmic Learning in a Random World".
     Vovk, Petej, Nouretdinov, Ahlberg, Carlsson, Gammerman (2021), "Retrain or Not Retrain:
     Conformal Test Martingales for Change-Point Detection", arXiv:2102.10439.
+    Shaer, Bar, Prinster, Romano (2026), "Testing for Distribution Shifts with Conditional Conformal
+    Test Martingales", arXiv:2602.13848: the way that is not gone here, calibration scores alone
+    with an allowance for how few they are.
 """
 
 from typing import Any, NamedTuple

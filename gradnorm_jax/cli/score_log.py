@@ -45,6 +45,8 @@ def open_log(path: Path | None, facts: Mapping[str, Any]) -> Iterator[ScoreLog]:
         file.seek(0)
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
+        if not whole and not _to_line(facts).startswith(content):
+            raise ValueError(f"{path} is not a log of `gradnorm-jax watch`")
         files, scores = _parse(path, whole.splitlines(), facts)
         file.truncate(len(whole))
         if not whole:

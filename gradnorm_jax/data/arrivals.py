@@ -63,7 +63,7 @@ def arrivals(
         whole = {name: look for name, look in fresh.items() if before.get(name) == look}
         if fresh:
             last_news = time.monotonic()
-        taken |= whole
+        taken = {name: look for name, look in (taken | whole).items() if name in now}
         if whole:
             yield sorted(whole, key=lambda name: (whole[name].modified, name))
         if once and len(whole) == len(fresh):
@@ -79,13 +79,13 @@ def _look(folder: str | os.PathLike[str], done: Collection[str]) -> dict[str, _L
         raise FileNotFoundError(f"there is no folder {root}")
     found = {}
     for below, _, files in os.walk(root):
-        for file in files:
-            path = Path(below, file)
-            name = path.relative_to(root).as_posix()
+        inside = Path(below).relative_to(root)
+        prefix = f"{inside.as_posix()}/" if inside.parts else ""
+        for name in (prefix + file for file in files):
             if name in done or not is_image(name):
                 continue
             try:
-                facts = path.stat()
+                facts = os.stat(root / name)
             except OSError:
                 continue  # removed meanwhile, or a link to nothing
             if stat.S_ISREG(facts.st_mode):
