@@ -24,7 +24,7 @@ import gradnorm_jax as gj
 from experiments import runs, train_cifar, training
 from experiments.training import Metrics
 from gradnorm_jax.cli import demo, demo_data
-from gradnorm_jax.evaluation.report import Table, to_markdown
+from gradnorm_jax.evaluation.tables import Table, to_markdown
 
 DETECTORS = ("msp", "energy", "gradnorm")
 WEIGHT_DECAY = 1e-4
@@ -132,7 +132,7 @@ def _run_all(train: Callable[[Recipe, int], Metrics], out: Path, seeds: int, pro
         if not files[pair].exists():
             files[pair].write_text(json.dumps(train(*pair)))
     if all(file.exists() for file in files.values()):
-        print(to_markdown(table({pair: json.loads(f.read_text()) for pair, f in files.items()}), 2))
+        print(to_markdown(table({pair: json.loads(f.read_text()) for pair, f in files.items()})))
 
 
 def table(metrics: dict[tuple[Recipe, int], Metrics]) -> Table:
@@ -161,7 +161,7 @@ def table(metrics: dict[tuple[Recipe, int], Metrics]) -> Table:
         for recipe in RECIPES
         for detector in DETECTORS
     ]
-    return Table(["Training", "Score", "Top-1", *names], rows)
+    return Table(["Training", "Score", "Top-1", *names], rows, names=2)
 
 
 def _name(recipe: Recipe, seed: int) -> str:

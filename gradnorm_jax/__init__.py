@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     )
     from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
     from gradnorm_jax.evaluation.records import Interrupted, Unfinished
-    from gradnorm_jax.evaluation.report import Result
+    from gradnorm_jax.evaluation.result import Result
     from gradnorm_jax.fitted import Fitted, fit
     from gradnorm_jax.losses import cross_entropy, kl_to_uniform, softmax_minus_uniform
     from gradnorm_jax.norms import combine_norms, entrywise_norm
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
         per_example_grads,
         per_example_reduce,
     )
+    from gradnorm_jax.reporting import report
     from gradnorm_jax.scores import (
         energy,
         feature_norm,
@@ -71,7 +72,7 @@ _LAZY = {
     "Outputs": "types",
     "Preprocess": "data.preprocess",
     "Rectifier": "detectors",
-    "Result": "evaluation.report",
+    "Result": "evaluation.result",
     "Statistic": "statistics",
     "Trial": "tuning",
     "Tuned": "tuning",
@@ -109,6 +110,7 @@ _LAZY = {
     "per_example_grad_norms": "per_example",
     "per_example_grads": "per_example",
     "per_example_reduce": "per_example",
+    "report": "reporting",
     "residual_norm": "scores",
     "save_detector": "calibration.detector_file",
     "smoothed_prediction": "scores",
@@ -180,6 +182,7 @@ __all__ = [
     "per_example_grads",
     "per_example_reduce",
     "plots",
+    "report",
     "residual_norm",
     "save_detector",
     "scores",

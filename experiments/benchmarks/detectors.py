@@ -7,7 +7,8 @@ compiled forward pass over the same batches:
 
 - score: each group behind one forward pass, fitted to random features, a bank of `bank_size` rows
   where there is one.
-- fit: one pass over the images that feeds all statistics, and what follows from them.
+- fit: what all statistics take to learn from a part of 256 images whose outputs are known, those
+  of one pass and those of two, each beside the forward passes; and what is done once, at the end.
 - outputs: features and logits that are at hand already, as from a cache, per 1,000 rows; beside it,
   how many images the network takes in that time.
 
@@ -16,7 +17,7 @@ Printed are medians of times per image and of ratios measured side by side.
 
 import functools
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,13 +26,12 @@ import numpy as np
 import tyro
 from throughput import seconds
 
-from gradnorm_jax.detectors import DETECTORS, Detector, parse_detectors
-from gradnorm_jax.evaluation.evaluate import fit_states
+from gradnorm_jax.detectors import DETECTORS, Detector, Fit, parse_detectors
 from gradnorm_jax.evaluation.step import Placement, score_batch
 from gradnorm_jax.models import init_model
 from gradnorm_jax.sharding import batch_mesh
-from gradnorm_jax.statistics import Examples, learn
-from gradnorm_jax.types import Model, Outputs, linear_head, on_host
+from gradnorm_jax.statistics import Examples, Statistic, learn, passes
+from gradnorm_jax.types import LinearHead, Model, Outputs, linear_head, on_host
 
 
 def has_bank(detector: Detector) -> bool:
@@ -55,29 +55,38 @@ def groups() -> dict[str, tuple[Detector, ...]]:
     return {name: tuple(group) for name, group in found.items() if group}
 
 
-def fitted(model: Model, detectors: Sequence[Detector], rows: int) -> Mapping[str, Any]:
-    """States learned from random features, positive as after a rectifier."""
-    head = on_host(linear_head(model))
+def random_examples(model: Model, rows: int) -> Examples:
+    """Features around some centres, positive as after a rectifier; labelled as predicted."""
+    kernel = on_host(linear_head(model)).kernel.astype(np.float32)
     rng = np.random.default_rng(0)
-    labels = np.arange(rows, dtype=np.int32) % head.kernel.shape[1]
-    centres = rng.random(size=head.kernel.T.shape, dtype=np.float32)
-    blocks = []
-    for start in range(0, rows, 1000):
-        part = slice(start, min(start + 1000, rows))
-        features = centres[labels[part]] * rng.random((len(labels[part]), 1), np.float32)
-        features += 0.1 * rng.random(features.shape, dtype=np.float32)
-        logits = features @ head.kernel.astype(np.float32)
-        blocks.append(Examples(features, logits, labels[part], np.arange(rows)[part]))
-    states = {}
+    centres = rng.random(size=(min(kernel.shape[1], rows // 8), len(kernel)), dtype=np.float32)
+    features = centres[np.arange(rows) % len(centres)] * rng.random((rows, 1), np.float32)
+    features += 0.1 * rng.random(features.shape, dtype=np.float32)
+    logits = features @ kernel
+    labels = logits.argmax(axis=1).astype(np.int32)
+    return Examples(features, logits, labels, np.arange(rows))
+
+
+def fitted(model: Model, detectors: Sequence[Detector], bank_size: int) -> Mapping[str, Any]:
+    """States learned from random examples, as many as the banks hold."""
+    head, states = on_host(linear_head(model)), {}
     # Sums say as much of a few thousand images; some of them take long to form.
-    for group, data in ((True, blocks), (False, blocks[:3])):
+    for group, rows in ((True, bank_size), (False, 3000)):
         fits = {d.name: d.fit for d in detectors if d.fit and has_bank(d) == group}
-        known = learn([s for fit in fits.values() for s in fit.statistics], head, data)
-        states |= {
-            name: fit.finalize(head, *(known[s] for s in fit.statistics))
-            for name, fit in fits.items()
-        }
+        statistics = [s for fit in fits.values() for s in fit.statistics]
+        known = learn(statistics, head, [random_examples(model, rows)])
+        states |= zip(fits, finalize(fits.values(), head, known), strict=True)
     return states
+
+
+def finalize(fits: Iterable[Fit], head: LinearHead, known: Mapping[Statistic, Any]) -> list[Any]:
+    """The states of fitted detectors."""
+    return [fit.finalize(head, *(known[s] for s in fit.statistics)) for fit in fits]
+
+
+def learned(statistics: Iterable[Statistic], head: LinearHead, part: Examples) -> list[Any]:
+    """The values of the statistics of one part."""
+    return list(learn(statistics, head, [part]).values())
 
 
 def medians(
@@ -138,29 +147,33 @@ def main(
 
     scoring = {name: functools.partial(score, group, batches) for name, group in found.items()}
     times, ratios = medians({"forward": forward, **scoring}, repeats)
+    per_image = times["forward"] / len(images)
     print(f"\n{'score':24}{'ms / image':>12}{'time / forward':>16}")
     for name in times:
         print(f"{name:24}{1e3 * times[name] / len(images):12.2f}{ratios[name]:16.3f}")
 
-    labels = np.arange(len(images)) % num_classes
-    fits = tuple(d for d in found["all without banks"] if d.fit)
-
-    def fit() -> Any:
-        known = fit_states(network, (images, labels), fits, batch_size=batch_size, progress=False)
-        return jax.tree.leaves(known)
-
-    times, ratios = medians({"forward": forward, "fit": fit}, max(1, repeats // 2))
-    print(f"\n{'fit':24}{'s':>12}{'time / forward':>16}")
-    for name in times:
-        print(f"{name:24}{times[name]:12.2f}{ratios[name]:16.3f}")
+    head, part = on_host(linear_head(network)), random_examples(network, 256)
+    learning = [d for d in found["all without banks"] if d.fit]
+    print(f"\n{'fit':24}{'ms / image':>12}{'time / forward':>16}{'s, once':>10}")
+    for name, fits in {
+        "those of one pass": [d.fit for d in learning if len(passes(d.fit.statistics)) == 1],
+        "all without banks": [d.fit for d in learning],
+    }.items():
+        statistics = [s for fit in fits for s in fit.statistics]
+        known = learn(statistics, head, [part])
+        once = functools.partial(finalize, fits, head, known)
+        update = functools.partial(learned, statistics, head, part)
+        times, _ = medians({"update": update, "once": once}, repeats)
+        reading = len(passes(statistics)) * per_image
+        own = reading + times["update"] / len(part.labels)
+        print(f"{name:24}{1e3 * own:12.2f}{own / reading:16.3f}{times['once']:10.2f}")
 
     kernel = np.asarray(linear_head(network).kernel)
     features = rng.random((rows, len(kernel)), np.float32)
     logits = features @ kernel
     held = [Outputs(features[i : i + 256], logits[i : i + 256]) for i in range(0, rows, 256)]
     from_outputs = {name: functools.partial(score, group, held) for name, group in found.items()}
-    times, _ = medians({"forward": forward, **from_outputs}, repeats)
-    per_image = times.pop("forward") / len(images)
+    times, _ = medians(from_outputs, repeats)
     print(f"\n{'outputs':24}{'s / 1,000 rows':>16}{'as many images':>16}")
     for name, value in times.items():
         print(f"{name:24}{1e3 * value / rows:16.3f}{1e3 * value / rows / per_image:16.1f}")

@@ -22,10 +22,12 @@ from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
 from gradnorm_jax.cli.endings import tell
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
+from gradnorm_jax.cli.report import ReportOptions, run_report
 from gradnorm_jax.cli.score import ScoreOptions, run_score
 from gradnorm_jax.cli.watch import WatchOptions, run_watch
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
+from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.evaluation.run_config import versions
 from gradnorm_jax.evaluation.storage import to_json
 from gradnorm_jax.text import printable
@@ -33,6 +35,7 @@ from gradnorm_jax.text import printable
 Command = (
     Annotated[DemoOptions, tyro.conf.subcommand("demo")]
     | Annotated[EvaluateOptions, tyro.conf.subcommand("evaluate")]
+    | Annotated[ReportOptions, tyro.conf.subcommand("report")]
     | Annotated[CalibrateOptions, tyro.conf.subcommand("calibrate")]
     | Annotated[ScoreOptions, tyro.conf.subcommand("score")]
     | Annotated[WatchOptions, tyro.conf.subcommand("watch")]
@@ -98,6 +101,8 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
                     print(to_json(report.to_dict(result)).decode(), end="")
                 else:
                     _show(result, options.out)
+            case ReportOptions():
+                run_report(options)
             case CalibrateOptions():
                 for line in run_calibrate(options).splitlines():
                     print(printable(line))
@@ -130,7 +135,7 @@ def _log_what_is_done() -> None:
     logging.getLogger(__name__).info("%s; on %s", ", ".join(map(" ".join, about.items())), devices)
 
 
-def _show(result: report.Result, out: str | Path) -> None:
+def _show(result: Result, out: str | Path) -> None:
     console = rich.console.Console()
     console.print(report.to_rich(result))
     for line in (*report.data_sets(result), *report.remarks(result), f"Results: {out}"):

@@ -14,7 +14,7 @@ from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import get_preprocess, scale
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.evaluation.evaluate import evaluate
-from gradnorm_jax.evaluation.report import Result
+from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.models import (
     MODELS,
     get_architecture,

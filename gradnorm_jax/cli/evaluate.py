@@ -16,7 +16,7 @@ from gradnorm_jax.data.source import Source
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import DEFAULT_DETECTORS, evaluate, evaluate_cache
 from gradnorm_jax.evaluation.records import FIT, ID
-from gradnorm_jax.evaluation.report import Result
+from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.models.named import load_named, needed_preprocess
 from gradnorm_jax.progress import Track
 from gradnorm_jax.types import Model

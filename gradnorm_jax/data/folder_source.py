@@ -25,6 +25,7 @@ class FileSource:
         ignored: the files that were passed over because their names are not those of images, or
             because they are no regular files.
         classes: how many class folders the labels are the positions of; None if they are given.
+        spec: what `open_source` takes to open it again.
     """
 
     name: str
@@ -33,6 +34,7 @@ class FileSource:
     labels: Sequence[int] = dataclasses.field(repr=False)
     ignored: Sequence[str] = dataclasses.field(default=(), repr=False)
     classes: int | None = None
+    spec: str | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -86,7 +88,8 @@ def folder_source(path: str | os.PathLike[str]) -> FileSource:
         )
     ignored = tuple(file for file in files if not (is_image(file) and regular[file]))
     labels, classes = _folder_labels(root, ids)
-    return FileSource(root.resolve().name, root, ids, labels, ignored, classes)
+    spec = f"folder:{root.resolve()}"
+    return FileSource(root.resolve().name, root, ids, labels, ignored, classes, spec)
 
 
 def _relative_files(root: Path) -> Iterator[tuple[str, bool]]:

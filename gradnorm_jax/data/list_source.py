@@ -2,6 +2,7 @@
 
 import collections
 import csv
+import dataclasses
 import itertools
 import os
 import posixpath
@@ -29,7 +30,8 @@ def csv_source(path: str | os.PathLike[str]) -> FileSource:
             integer of at least -1.
     """
     path = _existing(path, "CSV file")
-    return _listed_source(path, _read_csv(path))
+    source = _listed_source(path, _read_csv(path))
+    return dataclasses.replace(source, spec=f"csv:{path.resolve()}")
 
 
 def list_source(
@@ -52,7 +54,9 @@ def list_source(
     """
     path = _existing(path, "list")
     remedy = "; name the folder that it is relative to, as in list:FILE@FOLDER"
-    return _listed_source(path, _read_list(path), root, remedy)
+    source = _listed_source(path, _read_list(path), root, remedy)
+    spec = f"list:{path.resolve()}@{source.root.resolve()}"
+    return dataclasses.replace(source, spec=spec)
 
 
 def _existing(path: str | os.PathLike[str], what: str) -> Path:

@@ -19,13 +19,14 @@ class ParquetSource:
 
     Attributes:
         name: of the file, or of the folder of files.
+        spec: what `open_source` takes to open it again.
     """
 
     ignored: Sequence[str] = ()
 
-    def __init__(self, name: str, table: pyarrow.Table) -> None:
+    def __init__(self, name: str, table: pyarrow.Table, spec: str | None = None) -> None:
         """Takes a table with columns `image`, `label` and `id`."""
-        self.name = name
+        self.name, self.spec = name, spec
         self._images, self._ids = table["image"], table["id"]
         self._labels = table["label"].to_numpy()
 
@@ -62,7 +63,7 @@ def parquet_source(path: str | os.PathLike[str]) -> ParquetSource:
     if table["id"].null_count:
         rows = pyarrow.array(map(str, range(len(table))))
         table = table.set_column(table.column_names.index("id"), "id", rows)
-    return ParquetSource(path.stem, table)
+    return ParquetSource(path.stem, table, f"parquet:{path.resolve()}")
 
 
 def _read(file: Path) -> pyarrow.Table:

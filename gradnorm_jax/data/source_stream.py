@@ -63,6 +63,7 @@ def source_stream(
         identity=identity,
         ignored=source.ignored,
         classes=classes,
+        spec=getattr(source, "spec", None),
     )
 
 

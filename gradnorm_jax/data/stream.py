@@ -61,6 +61,7 @@ class DataStream:
         ignored: files that were passed over because their names are not those of images.
         classes: how many classes there are if labels are positions among them, as those of class
             folders are; None if labels are given as numbers.
+        spec: what `open_source` takes to open it again; None for what is no image file.
     """
 
     batches: Callable[[BatchSchedule], Iterator[HostBatch]]
@@ -68,6 +69,7 @@ class DataStream:
     identity: Callable[[], dict[str, Any]]
     ignored: Sequence[str] = ()
     classes: int | None = None
+    spec: str | None = None
 
 
 def to_host_batch(

@@ -39,6 +39,7 @@ class PreparedSource:
         facts: what tfds has noted of it: version, features, and of the split of each part the
             number of bytes, and of examples in each file. They are the same in all file formats.
         ignored: nothing; a data set holds only images.
+        spec: what `open_source` takes to open it again.
     """
 
     name: str
@@ -48,6 +49,7 @@ class PreparedSource:
     parts: Sequence[tuple[str, int, int]]
     facts: Sequence[Any] = dataclasses.field(repr=False)
     ignored: Sequence[str] = ()
+    spec: str | None = None
 
     def __len__(self) -> int:
         """The number of images."""
@@ -149,6 +151,7 @@ def tfds_source(spec: str, data_dir: str | os.PathLike[str] | None = None) -> Pr
             features.to_json(),
             [(each.num_bytes, each.shard_lengths) for each in splits],
         ),
+        spec=f"tfds:{spec}",
     )
 
 

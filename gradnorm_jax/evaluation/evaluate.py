@@ -11,7 +11,13 @@ from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import Prepare, get_preprocess
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import DataStream, Excluded
-from gradnorm_jax.detectors import Detector, parse_detectors
+from gradnorm_jax.detectors import (
+    Detector,
+    feature_norm,
+    msp,
+    parse_detectors,
+    residual_norm,
+)
 from gradnorm_jax.evaluation.checks import (
     check_options,
     check_parameters,
@@ -19,6 +25,7 @@ from gradnorm_jax.evaluation.checks import (
     same_data,
 )
 from gradnorm_jax.evaluation.fitting import fit_data
+from gradnorm_jax.evaluation.journal import keep_journal
 from gradnorm_jax.evaluation.loop import Execution, Run, read_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
 from gradnorm_jax.evaluation.records import (
@@ -26,8 +33,9 @@ from gradnorm_jax.evaluation.records import (
     ID,
     ScoreTable,
     Unfinished,
+    select_scores,
 )
-from gradnorm_jax.evaluation.report import Result
+from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.evaluation.run_config import (
     CONFIG,
     claim_folder,
@@ -83,10 +91,11 @@ def evaluate(
     on the command line (`csv:FILE`, `tfds:NAME:SPLIT`); a `Source` or a `DataStream`.
 
     With `out`, results are kept in a folder: scores (Parquet), metrics (JSON), a report (Markdown)
-    and histograms (PNG). A run that was interrupted resumes when the same call is made again; its
-    files come out the same to the byte. A folder that holds another run is refused, and the
-    difference named. Several processes share a run, each with devices of its own, by nothing but
-    the folder.
+    and histograms (PNG); `gradnorm_jax.report` makes a page of them. Beside the scores it keeps the
+    confidence and GradNorm's factors of each input. A run that was interrupted resumes when the
+    same call is made again; its files come out the same to the byte, but for a journal of times. A
+    folder that holds another run is refused, and the difference named. Several processes share a
+    run, each with devices of its own, by nothing but the folder.
 
     Args:
         model: the classifier, from `from_linen`, `from_nnx`, `from_apply` or `models.load_model`.
@@ -282,6 +291,7 @@ def _evaluate(
     _check_options(batch_size, max_undecodable, process, wait_seconds, out, cache)
     not_run = dict(not_run or {}) | _cannot_run(detectors, model, has_fit=FIT in streams)
     runnable = tuple(d for d in detectors if d.name not in not_run)
+    recorded = () if out is None else _recorded(runnable, model)
     if not runnable:
         reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
         raise ValueError(f"none of the detectors can be run: {reasons}")
@@ -296,6 +306,7 @@ def _evaluate(
     with contextlib.ExitStack() as stack:
         if folder is not None:
             facts = dict(facts) | {
+                "recorded": [d.name for d in recorded],
                 "batch_size": schedule.batch_size,
                 "batches_per_part": schedule.batches_per_part,
                 "processes": schedule.processes,
@@ -303,6 +314,9 @@ def _evaluate(
             config = describe_run(model, streams, detectors, preprocess, facts)
             stack.enter_context(_held(folder, config))
         track = stack.enter_context(show_progress(progress))
+        if folder is not None:
+            sources = {name: stream.spec for name, stream in streams.items()}
+            track = stack.enter_context(keep_journal(folder, sources, process, track))
         execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
         kept = OutputCache(folder, cache) if folder is not None and cache else None
         run = Run(placed, execution, folder, kept, wait_seconds)
@@ -310,8 +324,9 @@ def _evaluate(
         fit_excluded: Sequence[Excluded] = ()
         if FIT in streams and (kept is not None or any(d.fit for d in runnable)):
             states, fit_excluded = fit_data(run, streams[FIT], runnable)
+        scored = tuple(dict.fromkeys([*runnable, *recorded]))
         tables = {
-            name: score_data(run, name, stream, states, runnable)
+            name: score_data(run, name, stream, states, scored)
             for name, stream in streams.items()
             if name != FIT
         }
@@ -338,20 +353,33 @@ def _compare(
     tables: Mapping[str, ScoreTable | None],
     detectors: Sequence[Detector],
 ) -> tuple[Mapping[str, ScoreTable], dict[str, dict[str, Any]]]:
-    found = {name: table for name, table in tables.items() if table is not None}
+    names = [d.name for d in detectors]
+    found = {
+        name: select_scores(table, names) for name, table in tables.items() if table is not None
+    }
     if len(found) < len(tables):
         process, processes = run.execution.schedule.process, run.execution.schedule.processes
         raise Unfinished(
             f"process {process} of {processes} has done its share; the last to finish writes the "
             "report"
         )
-    cells = [(d.name, name) for d in detectors for name in found if name != ID]
-    metrics: dict[str, dict[str, Any]] = {d.name: {} for d in detectors}
+    cells = [(detector, name) for detector in names for name in found if name != ID]
+    metrics: dict[str, dict[str, Any]] = {detector: {} for detector in names}
     for detector, name in run.execution.track(cells, "metrics", len(cells)):
         metrics[detector][name] = evaluate_scores(
             found[ID].scores[detector], found[name].scores[detector]
         )
     return found, metrics
+
+
+def _recorded(detectors: Sequence[Detector], model: Model) -> tuple[Detector, ...]:
+    """What is kept of each input for reports: confidence and, if it has them, GradNorm's factors.
+
+    One whose name another detector has is left out.
+    """
+    wanted = [msp(), feature_norm(), residual_norm()] if model.head is not None else [msp()]
+    taken = {d.name: d for d in detectors}
+    return tuple(d for d in wanted if taken.get(d.name, d) == d)
 
 
 def _cannot_run(detectors: Sequence[Detector], model: Model, *, has_fit: bool) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Scores as they come, batch by batch, and as tables."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,6 +72,11 @@ def concatenate(tables: Sequence[ScoreTable]) -> ScoreTable:
         },
         excluded=list(itertools.chain.from_iterable(table.excluded for table in tables)),
     )
+
+
+def select_scores(table: ScoreTable, detectors: Iterable[str]) -> ScoreTable:
+    """The table with the scores of these detectors alone."""
+    return table._replace(scores={name: table.scores[name] for name in detectors})
 
 
 def count_positions(table: ScoreTable) -> int:

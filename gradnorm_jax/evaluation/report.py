@@ -1,29 +1,27 @@
-"""The result of an evaluation, and its tables for terminal, notebook, Markdown and programs."""
+"""The result of an evaluation for terminal, notebook, Markdown and programs."""
 
 import dataclasses
-import functools
 import html
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import rich.box
 import rich.console
 import rich.table
 import rich.text
 
 from gradnorm_jax.data.stream import Excluded
-from gradnorm_jax.evaluation.records import FIT, ID, ScoreTable
+from gradnorm_jax.evaluation.records import FIT
+from gradnorm_jax.evaluation.result import HEADLINE, Result
 from gradnorm_jax.evaluation.tables import (
-    HEADLINE,
     LEGEND,
     averages,
     full_table,
     headline_table,
     to_markdown,
 )
-from gradnorm_jax.metrics import Best, Comparison, Metrics, compare_scores, compare_with_best
+from gradnorm_jax.metrics import Best
 from gradnorm_jax.text import escape_markdown, printable
 
 CAPTION = (
@@ -33,102 +31,6 @@ CAPTION = (
 _LISTED = 5
 _TEXT_WIDTH = 100
 _UNBOUNDED = 10_000
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """How well detectors tell an in-distribution set from out-of-distribution sets.
-
-    `print(result)` shows the table of the paper; so does a notebook. `result["gradnorm", "svhn"]`
-    are the metrics of a detector on an OOD set, each with its interval:
-    `result["gradnorm", "svhn"].auroc.value`. `result.compare("gradnorm", "energy")` tells whether
-    one is better than the other.
-
-    Attributes:
-        tables: scores of the in-distribution inputs under the name "ID", then of each OOD set.
-        metrics: by detector and OOD set.
-        accuracy: fraction of ID inputs with a known label that is predicted; None if that cannot be
-            known.
-        not_run: why a detector was left out, by its name.
-        fit_excluded: the training inputs that could not be used.
-        warnings: a sentence on everything that may not be as it seems.
-    """
-
-    tables: Mapping[str, ScoreTable]
-    metrics: Mapping[str, Mapping[str, Metrics]]
-    accuracy: float | None = None
-    not_run: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    fit_excluded: Sequence[Excluded] = ()
-    warnings: Sequence[str] = ()
-
-    def __getitem__(self, key: tuple[str, str]) -> Metrics:
-        """The metrics of `(detector, OOD set)`; KeyError that lists both if there are none."""
-        detector, name = key
-        if detector not in self.metrics or name not in self.metrics[detector]:
-            raise KeyError(
-                f"no metrics of {key}; detectors: {', '.join(self.metrics)}; OOD sets: "
-                f"{', '.join(name for name in self.tables if name != ID)}"
-            )
-        return self.metrics[detector][name]
-
-    @property
-    def scores(self) -> dict[tuple[str, str], np.ndarray]:
-        """Scores `[N]` by detector and data set, `result.scores["gradnorm", "ID"]`."""
-        return {
-            (detector, name): scores
-            for name, table in self.tables.items()
-            for detector, scores in table.scores.items()
-        }
-
-    @functools.cached_property
-    def best(self) -> dict[str, dict[str, Best]]:
-        """By OOD set and metric of the headline, the best detector against each of the others.
-
-        The tests of one metric on one set are one family for Holm's correction. Empty if there are
-        not two detectors.
-        """
-        if len(self.metrics) < 2:
-            return {}
-        sets = {
-            name: {detector: table.scores[detector] for detector in self.metrics}
-            for name, table in self.tables.items()
-        }
-        return {
-            name: compare_with_best(sets[ID], scores, list(HEADLINE.values()))
-            for name, scores in sets.items()
-            if name != ID
-        }
-
-    def compare(self, a: str, b: str) -> dict[str, dict[str, Comparison]]:
-        """Whether detector `a` is better than `b`, by paired tests on the same inputs.
-
-        Args:
-            a: name of a detector.
-            b: name of another.
-
-        Returns:
-            By OOD set and name of a field of `Metrics`, the metric of `a` less that of `b`; see
-            `metrics.compare_scores`. Not corrected for the number of tests.
-
-        Raises:
-            KeyError: there is no such detector.
-        """
-        for detector in (a, b):
-            if detector not in self.metrics:
-                raise KeyError(f"no scores of {detector!r}; detectors: {', '.join(self.metrics)}")
-        id_a, id_b = (self.tables[ID].scores[detector] for detector in (a, b))
-        return {
-            name: compare_scores(id_a, table.scores[a], id_b, table.scores[b])
-            for name, table in self.tables.items()
-            if name != ID
-        }
-
-    def __str__(self) -> str:
-        """The table of the paper, and what it leaves out, as plain text."""
-        return to_text(self)
-
-    def _repr_html_(self) -> str:
-        return to_html(self)
 
 
 def data_sets(result: Result) -> list[str]:
@@ -179,7 +81,8 @@ def _rich_table(result: Result, metrics: Mapping[str, str]) -> rich.table.Table:
         # In front, where it does not disturb the column of digits.
         return f"[bold]*{value}[/bold]" if leads else f" {value}"
 
-    (first, *header), rows = headline_table(result, mark, " ", metrics.values())
+    table = headline_table(result, mark, " ", metrics.values())
+    first, *header = table.header
     title = f"{' / '.join(metrics)}, in percent"
     shown = rich.table.Table(
         title=title, title_justify="left", box=rich.box.SIMPLE_HEAD, pad_edge=False
@@ -187,7 +90,7 @@ def _rich_table(result: Result, metrics: Mapping[str, str]) -> rich.table.Table:
     shown.add_column(first, overflow="fold")
     for name in header:
         shown.add_column(rich.text.Text(printable(name)), justify="right", overflow="fold")
-    for detector, *cells in rows:
+    for detector, *cells in table.rows:
         shown.add_row(rich.text.Text(printable(detector)), *cells)
     return shown
 
@@ -217,14 +120,12 @@ def to_html(result: Result) -> str:
     def text(line: str) -> str:
         return html.escape(printable(line))
 
-    header, rows = headline_table(
-        result, lambda value, leads: f"<b>{value}</b>" if leads else value
-    )
-    body = "".join(row("td", [text(detector), *cells]) for detector, *cells in rows)
+    table = headline_table(result, lambda value, leads: f"<b>{value}</b>" if leads else value)
+    body = "".join(row("td", [text(detector), *cells]) for detector, *cells in table.rows)
     lines = "".join(f"<li>{text(line)}</li>" for line in data_sets(result) + remarks(result))
     return (
         f"<table><caption>{text(_caption(result))}</caption>"
-        f"<thead>{row('th', map(text, header))}</thead><tbody>{body}</tbody></table>"
+        f"<thead>{row('th', map(text, table.header))}</thead><tbody>{body}</tbody></table>"
         f"<ul>{lines}</ul>"
     )
 
@@ -244,7 +145,7 @@ def summary(result: Result) -> str:
         "## All metrics",
         "In percent, with 95 % intervals (bootstrap for FPR95, the jackknife's variance for the "
         "others, which is DeLong's for AUROC).",
-        to_markdown(full_table(result), names=2),
+        to_markdown(full_table(result)),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 

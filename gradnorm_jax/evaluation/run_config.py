@@ -149,7 +149,7 @@ def claim_folder(folder: Folder, config: RunConfig) -> None:
 
 def find_differences(stored: RunConfig, config: RunConfig) -> str:
     """What a stored description has otherwise than `config`, or lacks; "" if nothing."""
-    old, new = (_flatten(json.loads(to_json(each))) for each in (stored, config))
+    old, new = (flatten(json.loads(to_json(each))) for each in (stored, config))
     differing = [
         _difference(key, old.get(key), value) for key, value in new.items() if old.get(key) != value
     ]
@@ -167,7 +167,8 @@ def _difference(key: str, stored: Any, now: Any) -> str:
     return f"{key} is {stored!r} there and {now!r} now"
 
 
-def _flatten(value: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+def flatten(value: Any, path: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values of nested mappings by their keys, joined by dots."""
     if not isinstance(value, Mapping) or not value:
         return {".".join(path): value}
-    return {k: v for key, below in value.items() for k, v in _flatten(below, (*path, key)).items()}
+    return {k: v for key, below in value.items() for k, v in flatten(below, (*path, key)).items()}

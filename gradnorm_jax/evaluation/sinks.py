@@ -24,7 +24,8 @@ from gradnorm_jax.evaluation.records import (
     ScoreTable,
     concatenate,
 )
-from gradnorm_jax.evaluation.report import Result, summary, to_dict
+from gradnorm_jax.evaluation.report import summary, to_dict
+from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.evaluation.storage import (
     Folder,
     decode_arrays,

@@ -1,22 +1,16 @@
 """The tables of a report as text cells, whatever they are then shown in."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+import itertools
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from gradnorm_jax.evaluation.records import ID
+from gradnorm_jax.evaluation.result import HEADLINE, Result
 from gradnorm_jax.metrics import Estimate, Metrics
 from gradnorm_jax.text import escape_markdown
 
-if TYPE_CHECKING:
-    from gradnorm_jax.evaluation.report import Result
-
-HEADLINE = {
-    "FPR95 ↓": "fpr_at_95_tpr_id_positive",
-    "AUROC ↑": "auroc",
-    "AUPR ↑": "aupr_in",
-}
 ALL_METRICS = {
     "AUROC": "auroc",
     "AUPR-in": "aupr_in",
@@ -25,6 +19,7 @@ ALL_METRICS = {
     "FPR95 (OOD positive)": "fpr_at_95_tpr_ood_positive",
     "Detection error": "detection_error",
 }
+AVERAGE = "Average"
 LEGEND = (
     "the best of a column, and all that are not significantly worse at the 5 % level (paired tests "
     "on the same inputs, with Holm's correction)."
@@ -32,11 +27,28 @@ LEGEND = (
 """What it means that a value is marked."""
 
 
+Cells = Mapping[tuple[str, ...], Mapping[str, Metrics]]
+"""Metrics by the names of a row and by OOD set."""
+
+
 class Table(NamedTuple):
-    """Text cells under a header; the first column names the row."""
+    """Text cells under a header.
+
+    Attributes:
+        header: of each column.
+        rows: of cells.
+        names: how many columns, the first, hold names.
+        groups: titles over so many columns each, after those of names.
+        marked: rows and columns of the cells that are marked.
+        caption: what it shows.
+    """
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    names: int = 1
+    groups: Sequence[tuple[str, int]] = ()
+    marked: Collection[tuple[int, int]] = ()
+    caption: str = ""
 
 
 def averages(cells: Iterable[Metrics]) -> dict[str, float]:
@@ -47,7 +59,7 @@ def averages(cells: Iterable[Metrics]) -> dict[str, float]:
 
 
 def headline_table(
-    result: "Result",
+    result: Result,
     mark: Callable[[str, bool], str],
     separator: str = " / ",
     metrics: Iterable[str] = HEADLINE.values(),
@@ -84,10 +96,39 @@ def headline_table(
         for detector, cells in result.metrics.items()
     ]
     rows += [[detector, *["not run"] * (len(sets) + 1)] for detector in result.not_run]
-    return Table(["Detector", *sets, "Average"], rows)
+    return Table(["Detector", *sets, AVERAGE], rows)
 
 
-def full_table(result: "Result") -> Table:
+def grouped_table(
+    cells: Cells,
+    best: Mapping[tuple[str, str], Collection[tuple[str, ...]]],
+    names: Sequence[str],
+    caption: str = "",
+) -> Table:
+    """As in Table 1 of the paper, a column for each metric of each OOD set, in percent.
+
+    Args:
+        cells: of rows that all have the same sets.
+        best: by OOD set and name in `Metrics`, the rows that are marked.
+        names: headers of the columns of names.
+        caption: what it shows.
+    """
+    sets = list(next(iter(cells.values()), {}))
+    columns = [(name, metric) for name in [*sets, AVERAGE] for metric in HEADLINE.values()]
+    rows, marked = [], set()
+    for i, (row, by_set) in enumerate(cells.items()):
+        values = {name: averages([by_set[name]]) for name in sets}
+        values[AVERAGE] = averages(by_set.values())
+        rows.append([*row, *(f"{100 * values[name][metric]:.2f}" for name, metric in columns)])
+        marked |= {
+            (i, len(row) + j) for j, column in enumerate(columns) if row in best.get(column, ())
+        }
+    header = [*names, *(metric for _ in [*sets, AVERAGE] for metric in HEADLINE)]
+    groups = [(name, len(HEADLINE)) for name in [*sets, AVERAGE]]
+    return Table(header, rows, len(names), groups, marked, caption)
+
+
+def full_table(result: Result) -> Table:
     """Every metric of every detector on every OOD set with its interval, in percent."""
 
     def show(estimate: Estimate) -> str:
@@ -99,12 +140,30 @@ def full_table(result: "Result") -> Table:
         for detector, cells in result.metrics.items()
         for name, cell in cells.items()
     ]
-    return Table(["Detector", "OOD set", *ALL_METRICS], rows)
+    return Table(["Detector", "OOD set", *ALL_METRICS], rows, names=2)
 
 
-def to_markdown(table: Table, names: int = 1) -> str:
-    """A table in GitHub's Markdown, the first columns of which hold names."""
-    header = list(map(escape_markdown, table.header))
-    aligned = [":---", *["---:"] * (len(header) - 1)]
-    rows = [[*map(escape_markdown, row[:names]), *row[names:]] for row in table.rows]
+def to_markdown(table: Table) -> str:
+    """A table in GitHub's Markdown, in which the columns of a group share one."""
+    names, header = table.names, list(map(escape_markdown, table.header))
+    rows = [
+        [
+            *map(escape_markdown, row[:names]),
+            *(
+                f"**{x}**" if (i, j) in table.marked else x
+                for j, x in enumerate(row[names:], names)
+            ),
+        ]
+        for i, row in enumerate(table.rows)
+    ]
+    if table.groups:
+        header, *rows = (_joined(row, table) for row in [header, *rows])
+        header[names:] = [escape_markdown(title) for title, _ in table.groups]
+    aligned = [":---"] * names + ["---:"] * (len(header) - names)
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, aligned, *rows])
+
+
+def _joined(row: Sequence[str], table: Table) -> list[str]:
+    ends = itertools.accumulate((size for _, size in table.groups), initial=table.names)
+    spans = itertools.pairwise(ends)
+    return [*row[: table.names], *(" / ".join(row[start:end]) for start, end in spans)]

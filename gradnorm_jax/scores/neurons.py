@@ -74,7 +74,7 @@ def gsc(
     .. math:: S = \log \sum_c e^{z'_c}, \quad z' = z - W^T (m \odot h)
 
     where the mask m takes out the features with the largest absolute derivatives of the largest
-    logit, |d z_y / d h| = |w_y|. The last layer is linear, so the paper's first-order step is
+    logit, abs(d z_y / d h) = abs(w_y). The last layer is linear, so the paper's first-order step is
     exact. Experimental: the paper acts on an inner layer, has no public code, and we could not read
     how many features it takes out.
 

@@ -1,5 +1,6 @@
 """WeiPer: how the entries of features, and of randomly turned logits, are distributed."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
@@ -10,6 +11,9 @@ from numpy.typing import ArrayLike
 from gradnorm_jax.numerics import as_rows, to_common_float
 
 Carry = TypeVar("Carry")
+
+_ROWS = 64
+"""Of one matrix product: with fewer, reading the other factor takes most of the time."""
 
 
 class Perturbation(NamedTuple):
@@ -69,14 +73,16 @@ def weiper(
 
     KL_s is the sum of both directions, after the image's own density q is smoothed by a moving
     average and 0.01 (features) or 0.025 (logits) is added to both; the perturbed logits are those
-    of the weights w_c + delta \|w_c\| n, n random directions.
+    of the weights w_c + delta \|w_c\| n, n random directions. The r directions of a class are one
+    isotropic draw under r random changes of its signs: each is as random as a draw of its own, and
+    any two are uncorrelated, but drawing them costs no more than one.
 
     Args:
         features: `[B, D]`.
         kernel: `[D, C]`, the last layer's.
         bias: `[C]`.
         densities: of training images, from `statistics.densities`, with the same perturbation.
-        perturbation: of the last layer. Never more than one of its r parts is in memory.
+        perturbation: of the last layer. Of its r parts few are in memory at once.
         lambda_1: weight of the perturbed logits' divergence.
         lambda_2: weight of their confidence.
         smoothing: width of the moving average, in bins.
@@ -116,8 +122,8 @@ def image_densities(
 
     def add(carry: tuple[jax.Array, jax.Array], logits: jax.Array) -> tuple[jax.Array, jax.Array]:
         counts, confidence = carry
-        counts = counts + _counts(logits, densities.logits, bins)
-        return counts, confidence + jax.nn.softmax(logits, axis=1).max(axis=1)
+        counts = counts + _counts(logits.reshape(len(rows), -1), densities.logits, bins)
+        return counts, confidence + jax.nn.softmax(logits, axis=2).max(axis=2).sum(axis=1)
 
     nothing = jnp.zeros((len(rows), bins), rows.dtype), jnp.zeros(len(rows), rows.dtype)
     counts, confidence = _over_parts(add, nothing, rows, kernel, bias, perturbation)
@@ -146,21 +152,29 @@ def _over_parts(
     bias: jax.Array,
     perturbation: Perturbation,
 ) -> Carry:
-    """Folds `function` over the perturbed logits `[B, C]`, one part after the other."""
-    lengths = jnp.linalg.norm(kernel, axis=0, keepdims=True)
+    """Folds `function` over the perturbed logits, part by part, `[B, some of the r, C]`."""
     # The directions are part of the method: they must not change with a session's default.
-    key = jax.random.key(perturbation.seed, impl="threefry2x32")
+    key, for_signs = jax.random.split(jax.random.key(perturbation.seed, impl="threefry2x32"))
+    # Neither depends on the type of the kernel, by which other numbers would be drawn.
+    directions = jax.random.normal(key, kernel.shape, jnp.float32).astype(kernel.dtype)
+    lengths = jnp.linalg.norm(kernel, axis=0, keepdims=True)
+    turns = perturbation.distance * lengths / jnp.linalg.norm(directions, axis=0, keepdims=True)
+    bits = jax.random.bits(for_signs, (perturbation.repeats, rows.shape[1]), jnp.uint32) & 1
+    signs = jnp.where(bits == 1, jnp.ones((), rows.dtype), -jnp.ones((), rows.dtype))
+    matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+    logits = (matmul(rows, kernel) + bias[None])[:, None]
 
-    def step(i: jax.Array, carry: Carry) -> Carry:
-        # In float32 whatever the kernel is in, which would draw other numbers.
-        noise = jax.random.normal(jax.random.fold_in(key, i), kernel.shape, jnp.float32)
-        noise = noise.astype(kernel.dtype)
-        noise = noise / jnp.linalg.norm(noise, axis=0, keepdims=True)
-        turned = kernel + perturbation.distance * lengths * noise
-        logits = jnp.matmul(rows, turned, precision=jax.lax.Precision.HIGHEST) + bias[None]
-        return function(carry, logits)
+    def step(carry: Carry, some: jax.Array) -> tuple[Carry, None]:
+        # Flipping features by signs turns the product as flipping the directions does.
+        flipped = (rows[:, None] * some[None]).reshape(-1, rows.shape[1])
+        turned = (turns * matmul(flipped, directions)).reshape(len(rows), len(some), -1)
+        return function(carry, logits + turned), None
 
-    return jax.lax.fori_loop(0, perturbation.repeats, step, carry)
+    repeats = perturbation.repeats
+    at_once = max(
+        n for n in range(1, repeats + 1) if repeats % n == 0 and (n - 1) * len(rows) < _ROWS
+    )
+    return jax.lax.scan(step, carry, signs.reshape(-1, at_once, signs.shape[1]))[0]
 
 
 def _counts(values: jax.Array, within: Range, bins: int) -> jax.Array:

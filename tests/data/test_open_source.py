@@ -1,3 +1,5 @@
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from gradnorm_jax.data.open_source import open_source
@@ -15,6 +17,22 @@ def test_open_source_by_kind(listed):
             "b.png",
             "sub/c.png",
         ]
+
+
+def test_a_source_says_how_to_open_it_again(listed, tmp_path, monkeypatch):
+    path = listed("file,label\na.png,3\n")
+    listing = tmp_path / "list.txt"
+    listing.write_text("a.png 3\n")
+    parquet = tmp_path / "images.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [b"a.png"], "label": [3]}), parquet)
+    folder = path.with_suffix("")
+    monkeypatch.chdir(folder.parent)
+    relative = [f"csv:{path.name}", folder.name, f"list:{listing}@{folder.name}", str(parquet)]
+    sources = [open_source(spec) for spec in relative]
+    expected = [(source.name, records(source)) for source in sources]
+    monkeypatch.chdir("/")
+    again = [open_source(source.spec) for source in sources]
+    assert [(source.name, records(source)) for source in again] == expected
 
 
 def test_home_folder(tmp_path, monkeypatch):

@@ -58,6 +58,7 @@ def test_round_trip_keeps_every_byte_id_and_label(tmp_path, make_images):
     source = open_source(str(folder))
     prepare_source(source, "my_set", data_dir=tmp_path)
     prepared = open_source("tfds:my_set", tmp_path)
+    assert prepared.spec == "tfds:my_set"
     assert list(prepared) == [source[i] for i in range(12)]
     assert (prepared.name, len(prepared), prepared.ignored) == ("my_set", 12, ())
     assert {record.label for record in prepared} == {0, 1}

@@ -259,11 +259,12 @@ def optfs(train, test):
 
 
 def weiper(train, test, repeats=3):
-    key, turned = jax.random.key(0, impl="threefry2x32"), []
-    for i in range(repeats):
-        noise = jax.random.normal(jax.random.fold_in(key, i), train.kernel.shape, np.float32)
-        noise = normalize(np.asarray(noise, np.float64), axis=0)
-        turned.append(train.kernel + 2.4 * np.linalg.norm(train.kernel, axis=0) * noise)
+    key, for_signs = jax.random.split(jax.random.key(0, impl="threefry2x32"))
+    noise = jax.random.normal(key, train.kernel.shape, np.float32)
+    noise = normalize(np.asarray(noise, np.float64), axis=0)
+    signs = 2.0 * np.asarray(jax.random.bits(for_signs, (repeats, len(noise)), np.uint32) & 1) - 1
+    turns = 2.4 * np.linalg.norm(train.kernel, axis=0) * noise
+    turned = [train.kernel + sign[:, None] * turns for sign in signs]
 
     def logits(data):
         return np.concatenate([data.features @ kernel + data.bias for kernel in turned], axis=1)

@@ -55,7 +55,7 @@ def wait_for(path, timeout=60):
 
 
 def read_files(folder):
-    """The contents of all files of a run by their names, but for its config, which names it."""
+    """The contents of a run's files, but for its config, which names it, and times in a journal."""
     found = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     del found["config.json"]
-    return found
+    return {name: content for name, content in found.items() if not name.startswith("journal/")}

@@ -175,7 +175,8 @@ def kept(model, finished, tmp_path):
 
 
 def read_all(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path: path.read_bytes() for path in files if path.parent.name != "journal"}
 
 
 def cut_rows(path):

@@ -10,7 +10,7 @@ from gradnorm_jax import metrics
 from gradnorm_jax.data.stream import Excluded
 from gradnorm_jax.evaluation import report, tables
 from gradnorm_jax.evaluation.records import ID, ScoreTable
-from gradnorm_jax.evaluation.report import Result
+from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.text import escape_markdown, printable
 
 
