@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gradnorm_jax.calibration import benjamini_hochberg, conformal_p_values
     from gradnorm_jax.calibration.calibrated import Calibrated, Decision, calibrate
     from gradnorm_jax.calibration.detector_file import load_detector, save_detector
+    from gradnorm_jax.calibration.export import export_detector
     from gradnorm_jax.data import array_stream, as_stream, batch_stream
     from gradnorm_jax.data.preprocess import Preprocess
     from gradnorm_jax.detectors import (
@@ -91,6 +92,7 @@ _LAZY = {
     "entrywise_norm": "norms",
     "evaluate": "evaluation.evaluate",
     "evaluate_cache": "evaluation.evaluate",
+    "export_detector": "calibration.export",
     "feature_norm": "scores",
     "fit": "fitted",
     "from_apply": "adapters.apply",
@@ -160,6 +162,7 @@ __all__ = [
     "entrywise_norm",
     "evaluate",
     "evaluate_cache",
+    "export_detector",
     "feature_norm",
     "fit",
     "from_apply",

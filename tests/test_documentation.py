@@ -15,10 +15,11 @@ import gradnorm_jax as gj
 from gradnorm_jax.cli.commands import parse
 from gradnorm_jax.cli.evaluate import EvaluateOptions
 from gradnorm_jax.detectors import parse_detectors
+from gradnorm_jax.models import get_architecture
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
-TESTED_ELSEWHERE = {"training.md", "write_a_detector.md"}
+TESTED_ELSEWHERE = {"serving.md", "training.md", "write_a_detector.md"}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
 CODE = re.compile(r"```python\n(.*?)```", re.DOTALL)
 
@@ -107,6 +108,8 @@ def test_the_commands_of_the_page_are_understood(page):
         line = command.replace("...", "--id i --ood o=o --out runs")
         options = parse(shlex.split(line, comments=True))
         if isinstance(options, EvaluateOptions):
+            if options.model and ":" not in options.model:
+                assert get_architecture(options.model)
             known = [name for name in sum(options.detectors, ()) if "my_module" not in name]
             assert parse_detectors(known or ("msp",))
 

@@ -13,8 +13,17 @@ import gradnorm_jax as gj
 
 HEAVY = {"flax", "tensorflow", "tensorflow_datasets", "torch", "matplotlib", "rich", "optax"}
 OF_EXTRAS = [
-    *("PIL", "chex", "grain", "importlib_resources", "matplotlib", "pyarrow", "safetensors"),
-    *("sklearn", "tensorflow", "tensorflow_datasets", "tensorstore", "tyro"),
+    *(
+        "PIL",
+        "chex",
+        "flatbuffers",
+        "grain",
+        "importlib_resources",
+        "matplotlib",
+        "pyarrow",
+        "safetensors",
+    ),
+    *("safetensors", "sklearn", "tensorflow", "tensorflow_datasets", "tensorstore", "tyro"),
 ]
 
 WITHOUT_EXTRAS = f"""

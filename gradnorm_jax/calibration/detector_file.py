@@ -6,7 +6,6 @@ Nothing is pickled, and no code is run that the file names unless the caller tru
 import functools
 import json
 import os
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +16,7 @@ import numpy as np
 
 from gradnorm_jax.calibration.calibrated import Calibrated
 from gradnorm_jax.calibration.conformal import threshold_at_tpr
+from gradnorm_jax.calibration.probe import check_probe, take_probe
 from gradnorm_jax.calibration.state_layout import from_layout, to_layout
 from gradnorm_jax.data.preprocess import Prepare, Preprocess, get_preprocess
 from gradnorm_jax.detectors import Batch, Detector, parse_detectors
@@ -35,6 +35,7 @@ from gradnorm_jax.models.named import Dtype, load_named
 from gradnorm_jax.references import is_reference
 from gradnorm_jax.tree import get_leaf, leaves_by_name
 from gradnorm_jax.types import Model, Outputs, linear_head
+from gradnorm_jax.whole_files import written_whole
 
 HEADER = "gradnorm_jax.detector"
 """The entry of the header that tells everything."""
@@ -57,6 +58,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "tpr": (float,),
     "confidence": (float,),
     "confident": (bool,),
+    "probe": (dict, type(None)),
     "versions": (dict,),
 }
 """What the header tells, and of which types."""
@@ -73,9 +75,10 @@ def save_detector(
 ) -> None:
     """Writes a calibrated detector to a `.safetensors` file that `load_detector` reads.
 
-    The file holds what the detector has learned, the calibration scores, the threshold, and a hash
-    of the model's arrays, which is compared when it is loaded. The arrays themselves are in it only
-    `with_weights`.
+    The file holds what the detector has learned, the calibration scores, the threshold, and what
+    the model is known again by when it is loaded: a hash of its arrays and, if it takes images by a
+    `Preprocess`, one of its program and the scores of two images. The arrays themselves are in it
+    only `with_weights`.
 
     Args:
         calibrated: of `calibrate`.
@@ -119,9 +122,12 @@ def save_detector(
         "tpr": float(calibrated.tpr),
         "confidence": float(calibrated.confidence),
         "confident": bool(calibrated.confident),
+        "probe": take_probe(calibrated),
         "versions": versions(),
     }
-    _write(path, _encode(facts, arrays))
+    content = _encode(facts, arrays)
+    with written_whole(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def load_detector(
@@ -147,8 +153,9 @@ def load_detector(
 
     Raises:
         FileNotFoundError: there is no such file, or there are no weights.
-        ValueError: it is no such file, or a damaged one; the model's arrays are others than those
-            that the detector was calibrated with; or the file names code that is not trusted.
+        ValueError: it is no such file, or a damaged one; the model's arrays or its function are
+            others than those that the detector was calibrated with; or the file names code that is
+            not trusted.
         ModuleNotFoundError: the extra `data` is not installed.
     """
     path = Path(path)
@@ -196,7 +203,7 @@ def _load(
     threshold = threshold_at_tpr(scores, tpr, confidence=confidence if confident else None)
     if float(threshold) != facts["threshold"]:
         raise ValueError(f"its threshold {facts['threshold']} is not that of its scores")
-    return Calibrated(
+    calibrated = Calibrated(
         fitted,
         jnp.asarray(scores),
         threshold,
@@ -206,6 +213,8 @@ def _load(
         prepare,
         facts["label_offset"],
     )
+    check_probe(calibrated, facts["probe"])
+    return calibrated
 
 
 class _Made(NamedTuple):
@@ -398,10 +407,3 @@ def _check_facts(facts: Mapping[str, Any]) -> None:
     for name, kinds in _FACTS.items():
         if type(facts[name]) not in kinds:
             raise ValueError(f"its {name} is a {type(facts[name]).__name__}")
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Whole or not at all."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        Path(folder, path.name).write_bytes(content)
-        os.replace(Path(folder, path.name), path)

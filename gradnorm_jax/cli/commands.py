@@ -21,6 +21,7 @@ from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
 from gradnorm_jax.cli.endings import tell
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
+from gradnorm_jax.cli.export import ExportOptions, run_export
 from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
 from gradnorm_jax.cli.report import ReportOptions, run_report
 from gradnorm_jax.cli.score import ScoreOptions, run_score
@@ -39,6 +40,7 @@ Command = (
     | Annotated[CalibrateOptions, tyro.conf.subcommand("calibrate")]
     | Annotated[ScoreOptions, tyro.conf.subcommand("score")]
     | Annotated[WatchOptions, tyro.conf.subcommand("watch")]
+    | Annotated[ExportOptions, tyro.conf.subcommand("export")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
     | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
     | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
@@ -112,6 +114,9 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
             case WatchOptions():
                 if status := run_watch(options):
                     sys.exit(status)
+            case ExportOptions():
+                for line in run_export(options).splitlines():
+                    print(printable(line))
             case PrepareOptions():
                 print(printable(run_prepare(options)))
             case ConvertOptions():

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 
-from gradnorm_jax.statistics.statistic import Examples, Statistic, learn
+from gradnorm_jax.statistics.statistic import Examples, Statistic, learn, passes
 from gradnorm_jax.types import LinearHead, Model, Outputs, on_host
 
 Needs = Literal["logits", "outputs", "network"]
@@ -41,6 +41,11 @@ class Fit:
     statistics: tuple[Statistic, ...]
     finalize: Callable[..., Any]
 
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the training data must be labelled."""
+        return any(s.needs_labels for several in passes(self.statistics) for s in several)
+
     def state(self, head: LinearHead, examples: Examples) -> Any:
         """The state that follows from examples in memory."""
         head = on_host(head)
@@ -65,6 +70,9 @@ class Detector:
         fit: how the state is learned; None if there is none.
         options: keyword arguments of `score_fn`, given as a mapping and kept as sorted pairs. Lists
             become tuples. Arrays belong in the state.
+        optional: where it needs labels and the training data have none, leave it out and report
+            that, rather than raise. Set for the members of a group such as `all`; two detectors
+            that differ in nothing else are equal.
 
     Raises:
         ValueError: a field is not as above.
@@ -80,6 +88,7 @@ class Detector:
     score_fn: Callable[..., jax.Array]
     fit: Fit | None = None
     options: Mapping[str, Any] | tuple[tuple[str, Any], ...] = ()
+    optional: bool = dataclasses.field(default=False, compare=False)
 
     def __post_init__(self) -> None:
         if not (isinstance(self.name, str) and self.name):

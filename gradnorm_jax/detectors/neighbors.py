@@ -1,7 +1,6 @@
 """Detectors of the feature space that look up training images: KNN and NNGuide."""
 
 import functools
-import logging
 from typing import NamedTuple
 
 import jax
@@ -68,16 +67,8 @@ def _check(k: int, bank_size: int) -> None:
 def _bank_fit(k: int, bank_size: int) -> Fit:
     def finalize(head: LinearHead, value: Bank) -> _Guides:
         rows = bank_rows(value, bank_size)
-        num_images, kept = int(value.num_images), len(rows.keys)
-        if kept < k:
+        if (kept := len(rows.keys)) < k:
             raise ValueError(f"k={k} neighbours need as many training images, got {kept}: lower k")
-        if kept < num_images:
-            logging.getLogger(__name__).warning(
-                "the bank keeps %s of %s training images, %s MB: give bank_size for more",
-                f"{kept:,}",
-                f"{num_images:,}",
-                round(rows.features.nbytes / 1e6),
-            )
         return _Guides(jnp.asarray(unit(rows.features)), jnp.asarray(rows.energies))
 
     return Fit((bank(bank_size),), finalize)

@@ -13,7 +13,7 @@ from gradnorm_jax.detectors.detector import Detector
 from gradnorm_jax.detectors.options import Bare, check_options, is_bare, shorten, signature_options
 from gradnorm_jax.detectors.output import energy
 from gradnorm_jax.detectors.rectifier import Rectifier, compose
-from gradnorm_jax.detectors.table import DETECTORS, expand
+from gradnorm_jax.detectors.table import DETECTORS, is_group, names_of_group
 
 _TOKEN = re.compile(r"""\s*('[^']*'|"[^"]*"|[,()\[\]=]|[^\s,()\[\]='"]+|['"])""")
 _NAME = re.compile(r"[^\W\d][\w.]*(:[^\W\d][\w.]*)?")
@@ -47,7 +47,7 @@ def parse_detectors(
     """
     if isinstance(specs, str | Detector | Rectifier):
         specs = [specs]
-    detectors = tuple(_to_detector(spec, defaults or {}) for spec in expand(specs))
+    detectors = tuple(d for spec in specs for d in _to_detectors(spec, defaults or {}))
     names = [detector.name for detector in detectors]
     for name in names:
         if names.count(name) > 1:
@@ -55,6 +55,15 @@ def parse_detectors(
     if not detectors:
         raise ValueError("no detectors are asked for; name one, or write all")
     return detectors
+
+
+def _to_detectors(
+    spec: str | Detector | Rectifier, defaults: Mapping[str, Mapping[str, Any]]
+) -> list[Detector]:
+    if not is_group(spec):
+        return [_to_detector(spec, defaults)]
+    members = (_to_detector(name, defaults) for name in names_of_group(str(spec)))
+    return [dataclasses.replace(each, optional=True) for each in members]
 
 
 def _to_detector(

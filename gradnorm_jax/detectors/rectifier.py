@@ -143,5 +143,8 @@ def _rectified(rectifier: Rectifier, statistic: Statistic) -> Statistic:
     def merge(left: _Rectified, right: _Rectified) -> _Rectified:
         return left._replace(value=statistic.merge(left.value, right.value))
 
+    def remark(value: _Rectified) -> str | None:
+        return statistic.remark(value.value)
+
     name = f"{statistic.name} after {rectifier.name}"
-    return Statistic(name, init, update, merge, (*own, *inner))
+    return Statistic(name, init, update, merge, (*own, *inner), remark, statistic.needs_labels)

@@ -1,6 +1,6 @@
 """The table of all detectors, by the name that a spec gives them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -114,20 +114,17 @@ _ROWS = (
 DETECTORS: Mapping[str, Row] = {row.build.__name__: row for row in _ROWS}
 
 
-def expand(specs: Iterable[Any]) -> list[Any]:
-    """The specs, with names for `all` detectors that need no option, or those of `all:SPACE`.
+def is_group(spec: Any) -> bool:
+    """Whether a spec stands for several detectors: `all`, or `all:SPACE`."""
+    return isinstance(spec, str) and (spec == "all" or spec.startswith("all:"))
+
+
+def names_of_group(group: str) -> list[str]:
+    """The names of `all` detectors that need no option, or of those of `all:SPACE`.
 
     Raises:
         ValueError: there is no such space.
     """
-    return [each for spec in specs for each in (_names(spec) if _is_group(spec) else [spec])]
-
-
-def _is_group(spec: Any) -> bool:
-    return isinstance(spec, str) and (spec == "all" or spec.startswith("all:"))
-
-
-def _names(group: str) -> list[str]:
     _, _, space = group.partition(":")
     if group != "all" and space not in get_args(Space):
         raise ValueError(f"no detectors {group!r}: write all, or all: and {_listed(Space)}")

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 
-from gradnorm_jax.data.stream import DataStream
+from gradnorm_jax.data.schedule import BatchSchedule
+from gradnorm_jax.data.stream import UNKNOWN, DataStream
 from gradnorm_jax.detectors import Detector, gradient
 from gradnorm_jax.evaluation.records import ID, ScoreTable
 from gradnorm_jax.tree import listing, non_finite, selected_paths
@@ -42,6 +43,35 @@ def check_options(detectors: Sequence[Detector], model: Model) -> None:
                 selected_paths(model.params, None if select == "all" else select)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{detector.name}: {error}") from error
+
+
+def cannot_run(
+    detectors: Sequence[Detector], model: Model, fit: DataStream | None
+) -> dict[str, str]:
+    """Why detectors have to be left out, by their names.
+
+    Args:
+        detectors: all that are asked for.
+        model: the network.
+        fit: the training data; None if there are none.
+    """
+    reasons = {}
+    for d in detectors:
+        if d.fit and fit is None:
+            reasons[d.name] = "it is fitted to ID training data, and none are given (fit)"
+        elif d.needs == "outputs" and model.head is None:
+            reasons[d.name] = "it needs features, and the model has no linear last layer"
+    needy = [d.name for d in detectors if d.optional and d.fit and d.fit.needs_labels]
+    if needy and fit is not None and not _is_labelled(fit):
+        reasons |= dict.fromkeys(needy, "it learns from labels, and the training data have none")
+    return reasons
+
+
+def _is_labelled(stream: DataStream) -> bool:
+    """Whether the first input of a data set has a label."""
+    batches = stream.batches(BatchSchedule(batch_size=1))
+    labels = next((batch.labels for batch in batches if batch.labels.size), [UNKNOWN])
+    return bool(labels[0] != UNKNOWN)
 
 
 def same_data(streams: Mapping[str, DataStream]) -> list[str]:

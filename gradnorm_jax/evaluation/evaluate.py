@@ -1,6 +1,7 @@
 """The main job: scores of ID and OOD inputs by all detectors, and how well they separate them."""
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -10,7 +11,7 @@ from jax.sharding import Mesh
 from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import Prepare, get_preprocess
 from gradnorm_jax.data.schedule import BatchSchedule
-from gradnorm_jax.data.stream import DataStream, Excluded
+from gradnorm_jax.data.stream import DataStream
 from gradnorm_jax.detectors import (
     Detector,
     feature_norm,
@@ -19,12 +20,13 @@ from gradnorm_jax.detectors import (
     residual_norm,
 )
 from gradnorm_jax.evaluation.checks import (
+    cannot_run,
     check_options,
     check_parameters,
     find_accuracy,
     same_data,
 )
-from gradnorm_jax.evaluation.fitting import fit_data
+from gradnorm_jax.evaluation.fitting import Learned, fit_data
 from gradnorm_jax.evaluation.journal import keep_journal
 from gradnorm_jax.evaluation.loop import Execution, Run, read_data, score_data
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
@@ -103,7 +105,7 @@ def evaluate(
         ood_data: out-of-distribution data by the name of their set.
         detectors: names, such as "gradnorm(ord=2)", or `Detector` objects.
         fit: in-distribution training data, with labels for detectors that need them. Without it
-            detectors that are fitted are not run.
+            detectors that are fitted are not run; without labels those of `all` that need them.
         preprocess: what image files need: a `Preprocess`, its name, or one composed as on the
             command line. It applies to uint8 arrays as well, image by image. Or a function of a
             batch `[B, ...]` that makes the network's input on the device.
@@ -229,8 +231,10 @@ def fit_states(
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     stream = as_stream(data, prepare, name=FIT)
     with _in_memory(model, stream, prepare, batch_size, progress) as run:
-        states, _ = fit_data(run, stream, detectors)
-    return states
+        learned = fit_data(run, stream, detectors)
+    for remark in learned.remarks:
+        logging.getLogger(__name__).warning(remark)
+    return learned.states
 
 
 def score_set(
@@ -289,7 +293,7 @@ def _evaluate(
     wait_seconds: float = 0.0,
 ) -> Result:
     _check_options(batch_size, max_undecodable, process, wait_seconds, out, cache)
-    not_run = dict(not_run or {}) | _cannot_run(detectors, model, has_fit=FIT in streams)
+    not_run = dict(not_run or {}) | cannot_run(detectors, model, streams.get(FIT))
     runnable = tuple(d for d in detectors if d.name not in not_run)
     recorded = () if out is None else _recorded(runnable, model)
     if not runnable:
@@ -320,13 +324,12 @@ def _evaluate(
         execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
         kept = OutputCache(folder, cache) if folder is not None and cache else None
         run = Run(placed, execution, folder, kept, wait_seconds)
-        states: States = {}
-        fit_excluded: Sequence[Excluded] = ()
+        learned = Learned({})
         if FIT in streams and (kept is not None or any(d.fit for d in runnable)):
-            states, fit_excluded = fit_data(run, streams[FIT], runnable)
+            learned = fit_data(run, streams[FIT], runnable)
         scored = tuple(dict.fromkeys([*runnable, *recorded]))
         tables = {
-            name: score_data(run, name, stream, states, scored)
+            name: score_data(run, name, stream, learned.states, scored)
             for name, stream in streams.items()
             if name != FIT
         }
@@ -339,8 +342,8 @@ def _evaluate(
         accuracy, doubts = find_accuracy(
             found[ID], model, facts["label_offset"], streams[ID].classes
         )
-        warnings = [*same_data(streams), *doubts]
-        result = Result(found, metrics, accuracy, not_run, fit_excluded, warnings)
+        warnings = [*same_data(streams), *doubts, *learned.remarks]
+        result = Result(found, metrics, accuracy, not_run, learned.excluded, warnings)
         if folder is not None:
             if kept is not None:
                 write_head(folder, model)
@@ -380,16 +383,6 @@ def _recorded(detectors: Sequence[Detector], model: Model) -> tuple[Detector, ..
     wanted = [msp(), feature_norm(), residual_norm()] if model.head is not None else [msp()]
     taken = {d.name: d for d in detectors}
     return tuple(d for d in wanted if taken.get(d.name, d) == d)
-
-
-def _cannot_run(detectors: Sequence[Detector], model: Model, *, has_fit: bool) -> dict[str, str]:
-    reasons = {}
-    for d in detectors:
-        if d.fit and not has_fit:
-            reasons[d.name] = "it is fitted to ID training data, and none are given (fit)"
-        elif d.needs == "outputs" and model.head is None:
-            reasons[d.name] = "it needs features, and the model has no linear last layer"
-    return reasons
 
 
 def _make_schedule(

@@ -1,7 +1,7 @@
 """What detectors learn from training data: passes that they share, each resumed and merged."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -17,10 +17,22 @@ from gradnorm_jax.statistics.statistic import Examples, Statistic, init_all, pas
 from gradnorm_jax.types import LinearHead, Outputs, linear_head, on_host
 
 
-def fit_data(
-    run: Run, stream: DataStream, detectors: Sequence[Detector]
-) -> tuple[States, Sequence[Excluded]]:
-    """What all detectors that need it learn, and the inputs that cannot be used."""
+class Learned(NamedTuple):
+    """What follows from training data.
+
+    Attributes:
+        states: what detectors have learned, by their names.
+        excluded: the inputs that cannot be used.
+        remarks: a sentence on each thing that the statistics leave out.
+    """
+
+    states: States
+    excluded: Sequence[Excluded] = ()
+    remarks: Sequence[str] = ()
+
+
+def fit_data(run: Run, stream: DataStream, detectors: Sequence[Detector]) -> Learned:
+    """What all detectors that need it learn."""
     fits = {d.name: d.fit for d in detectors if d.fit}
     head = on_host(linear_head(run.model)) if fits else LinearHead(None, None)
     first, *later = passes(s for fit in fits.values() for s in fit.statistics) or [()]
@@ -37,7 +49,8 @@ def fit_data(
     states = {
         name: fit.finalize(head, *(known[s] for s in fit.statistics)) for name, fit in fits.items()
     }
-    return states, checked(run, FIT, stream, table).excluded
+    remarks = dict.fromkeys(filter(None, (s.remark(value) for s, value in known.items())))
+    return Learned(states, checked(run, FIT, stream, table).excluded, list(remarks))
 
 
 def _again(run: Run, stream: DataStream) -> DataStream:

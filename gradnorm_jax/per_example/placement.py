@@ -36,7 +36,9 @@ def find_placement(batch: Any, mesh: AnyMesh | None) -> Placement:
     for candidate in candidates:
         if candidate is not None and (candidate.size > 1 or _is_explicit(candidate)):
             return Placement(candidate, known=True)
-    on_one_device = mesh is not None or all(map(_is_on_one_device, jax.tree.leaves(batch)))
+    # A mesh that is given or ambient has one device, if it has come this far.
+    has_mesh = mesh is not None or not ambient.empty
+    on_one_device = has_mesh or all(map(_is_on_one_device, jax.tree.leaves(batch)))
     return Placement(None, known=on_one_device)
 
 

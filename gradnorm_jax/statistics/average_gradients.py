@@ -36,9 +36,8 @@ def gradient_sums(rank: int = 64) -> Statistic:
     Where there are more classes or features than `rank`, they are projected onto as many leading
     singular directions of the last layer's kernel; where there are fewer, nothing is lost.
     """
-    return Statistic(
-        f"gradient sums of rank {rank}", functools.partial(_none, rank), _update, _merge
-    )
+    init = functools.partial(_none, rank)
+    return Statistic(f"gradient sums of rank {rank}", init, _update, _merge, needs_labels=True)
 
 
 def average_gradients(sums: GradientSums) -> AverageGradients:

@@ -66,7 +66,15 @@ def bank(size: int = SIZE) -> Statistic:
         rows = _smallest(size, left.rows, left.pending, right.rows, right.pending)
         return Bank(left.num_images + right.num_images, rows, _first(rows, 0))
 
-    return Statistic(f"bank of {size}", _none, update, merge)
+    def remark(value: Bank) -> str | None:
+        if value.num_images <= size:
+            return None
+        return (
+            f"Detectors that look up training images do so among {size:,} of "
+            f"{int(value.num_images):,}; their options set how many (bank_size, or size)."
+        )
+
+    return Statistic(f"bank of {size}", _none, update, merge, remark=remark)
 
 
 def bank_rows(value: Bank, size: int = SIZE) -> Rows:

@@ -80,5 +80,5 @@ def _merge(left: Cells, right: Cells) -> Cells:
     return Cells(pairs, sums)
 
 
-CELLS = Statistic("sums by true and predicted class", _none, _update, _merge)
+CELLS = Statistic("sums by true and predicted class", _none, _update, _merge, needs_labels=True)
 """Of the features with an appended 1, by pair of true and predicted class."""

@@ -119,11 +119,16 @@ def _none(head: LinearHead) -> ClassSums:
     return ClassSums(np.zeros(num_classes), np.zeros((num_classes, num_features)))
 
 
-def _statistic(name: str, select: Callable[[Examples], tuple[ArrayLike, ArrayLike]]) -> Statistic:
+def _statistic(
+    name: str,
+    select: Callable[[Examples], tuple[ArrayLike, ArrayLike]],
+    *,
+    needs_labels: bool = True,
+) -> Statistic:
     def update(value: ClassSums, examples: Examples) -> ClassSums:
         return merge_sums(value, class_sums(*select(examples), len(value.counts)))
 
-    return Statistic(name, _none, update, merge_sums)
+    return Statistic(name, _none, update, merge_sums, needs_labels=needs_labels)
 
 
 def _correct(examples: Examples) -> tuple[ArrayLike, ArrayLike]:
@@ -136,7 +141,9 @@ CLASS_SUMS = _statistic("class sums", lambda e: (e.features, e.labels))
 UNIT_CLASS_SUMS = _statistic("class sums of unit features", lambda e: (unit(e.features), e.labels))
 """Of the features divided by their norms, by label."""
 PREDICTED_CLASS_SUMS = _statistic(
-    "class sums by prediction", lambda e: (e.features, e.logits.argmax(axis=-1))
+    "class sums by prediction",
+    lambda e: (e.features, e.logits.argmax(axis=-1)),
+    needs_labels=False,
 )
 """Of the features, by predicted class."""
 CORRECT_CLASS_SUMS = _statistic("class sums of correct predictions", _correct)

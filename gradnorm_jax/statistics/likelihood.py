@@ -91,5 +91,5 @@ def _update(value: Likelihood, examples: Examples) -> Likelihood:
     return merge_sums(value, likelihood(examples.logits, examples.labels))
 
 
-LIKELIHOOD = Statistic("likelihood by temperature", _none, _update, merge_sums)
+LIKELIHOOD = Statistic("likelihood by temperature", _none, _update, merge_sums, needs_labels=True)
 """Of the labels."""

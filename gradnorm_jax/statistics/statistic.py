@@ -26,6 +26,10 @@ class Examples(NamedTuple):
     positions: np.ndarray
 
 
+def _nothing(value: Any) -> None:
+    return None
+
+
 @dataclasses.dataclass(frozen=True)
 class Statistic:
     """Something that is learned in one pass over the data, and shared by all that asks for it.
@@ -42,6 +46,8 @@ class Statistic:
             and the order, the value of both up to rounding.
         after: statistics of an earlier pass that `init` is given, such as the mean or the range of
             what is then counted.
+        remark: a sentence on what a value leaves out, if it does, for reports.
+        needs_labels: whether `update` takes labelled examples only.
     """
 
     name: str
@@ -49,6 +55,8 @@ class Statistic:
     update: Callable[[Any, Examples], Any]
     merge: Callable[[Any, Any], Any]
     after: tuple["Statistic", ...] = ()
+    remark: Callable[[Any], str | None] = _nothing
+    needs_labels: bool = False
 
 
 def passes(statistics: Iterable[Statistic]) -> list[tuple[Statistic, ...]]:

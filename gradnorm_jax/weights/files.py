@@ -2,7 +2,6 @@
 
 import os
 import re
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from gradnorm_jax.weights.npz import open_npz
 from gradnorm_jax.weights.safetensors import open_safetensors
 from gradnorm_jax.weights.stored import Checkpoint, Stored, plain_names
 from gradnorm_jax.weights.torch import open_torch
+from gradnorm_jax.whole_files import written_whole
 
 READERS: Mapping[str, Callable[[Path], Stored]] = {
     ".npz": open_npz,
@@ -72,9 +72,8 @@ def write_checkpoint(path: str | os.PathLike[str], checkpoint: Mapping[str, Any]
     path.parent.mkdir(parents=True, exist_ok=True)
     # Copied where need be: the order in memory of a transposed array is not that of its shape.
     arrays = {key: np.ascontiguousarray(array) for key, array in checkpoint.items()}
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".writing-") as folder:
-        write(Path(folder, path.name), arrays)
-        os.replace(Path(folder, path.name), path)
+    with written_whole(path) as temporary:
+        write(temporary, arrays)
 
 
 def _open(path: Path) -> Stored:

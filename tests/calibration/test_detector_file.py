@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import gradnorm_jax as gj
-from gradnorm_jax.calibration import detector_file
+from gradnorm_jax.calibration import detector_file, probe
 from gradnorm_jax.calibration.state_layout import from_layout, to_layout
 from gradnorm_jax.detectors import DETECTORS, parse_detectors
 from gradnorm_jax.models import init_model, save_weights
@@ -144,6 +144,35 @@ def test_another_preprocessing_is_refused(model, tmp_path):
         gj.load_detector(path, model)
 
 
+def test_another_function_of_the_same_arrays_is_refused(tmp_path):
+    path = tmp_path / "detector.safetensors"
+    preprocess, params = networks.PREPROCESS, networks.make_params(6 * 6 * 3)
+
+    def build(apply):
+        return gj.from_apply(apply, params, jnp.zeros((2, 6, 6, 3)))
+
+    def slightly_other(params, images):
+        return networks.apply(params, images * (1 + 1e-6))
+
+    def other(params, images):
+        return networks.apply(params, jnp.flip(images, axis=3))
+
+    calibrated = gj.calibrate(
+        "energy", build(networks.apply), networks.images(30), preprocess=preprocess
+    )
+    gj.save_detector(calibrated, path)
+    compiled = probe._score._cache_size()
+    gj.load_detector(path, build(networks.apply))
+    assert probe._score._cache_size() == compiled  # its program is the same
+    gj.load_detector(path, build(slightly_other))
+    with pytest.raises(ValueError, match="its function is another: two images are scored"):
+        gj.load_detector(path, build(other))
+    for forged in ({"program": "a"}, {"program": "a", "scores": [1.0]}):
+        forge(path, probe=forged)
+        with pytest.raises(ValueError, match="that it was tried on is not whole"):
+            gj.load_detector(path, build(networks.apply))
+
+
 def described(spec):
     preprocess = detector_file.get_preprocess(spec)
     return detector_file.describe_preprocess(preprocess)
@@ -185,7 +214,7 @@ def forge(path, arrays=(), **facts):
         ({"state": {"dict": {"a": "0", "b": "1", "c": "2"}}}, "mahalanobis cannot score with what"),
         ({"threshold": 1e9}, "its threshold 1000000000.0 is not that of its scores"),
         ({"tpr": 2.0}, "tpr must be above 0 and below 1"),
-        ({"version": 3}, "is not a whole detector file: it is of version 3, and this reads 2"),
+        ({"version": 1}, "is not a whole detector file: it is of version 1, and this reads 2"),
         ({"tpr": 1}, "its tpr is a int"),
         ({"confident": 1}, "its confident is a int"),
         ({"more": 1}, "its header tells other things than it should"),

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import math
 
@@ -45,6 +46,11 @@ def test_every_detector_gives_a_score_per_image(name, model, batch):
     values = detector.score(state, model, batch)
     assert values.shape == (6,)
     assert bool(jnp.isfinite(values).all())
+    if detector.fit:
+        head, examples = examples_of(model, batch)
+        refused = pytest.raises(ValueError, match="label")
+        with refused if detector.fit.needs_labels else contextlib.nullcontext():
+            detector.fit.state(head, examples._replace(labels=np.full(6, -1, np.int32)))
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from gradnorm_jax.detectors import Detector, gradnorm, mahalanobis, msp, odin
 from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
 from gradnorm_jax.evaluation.records import ID, Interrupted, Unfinished
 from gradnorm_jax.evaluation.storage import open_folder, read_table
+from gradnorm_jax.fitted import fit
 from tests.evaluation import networks
 from tests.evaluation.networks import PREPROCESS, images, inputs, labels, ragged
 
@@ -364,6 +365,26 @@ def test_without_training_data_fitted_detectors_are_not_run(model):
     assert list(result.not_run) == ["mahalanobis"]
     assert "none are given (fit)" in result.not_run["mahalanobis"]
     assert result.accuracy is None
+
+
+def test_detectors_of_a_group_that_need_labels_are_not_run(model):
+    result = evaluate(
+        model, inputs(9), {"far": inputs(5)}, detectors=["all:output"], fit=inputs(20)
+    )
+    assert result.not_run == {
+        "temperature_scaling": "it learns from labels, and the training data have none"
+    }
+
+
+def test_a_bank_without_all_training_images_is_reported(model, caplog):
+    detectors = ["knn(k=2,bank_size=8)", "ash_s+knn(k=2,bank_size=8)"]
+    data = {"far": inputs(5)}
+    result = evaluate(model, inputs(9), data, detectors=detectors, fit=inputs(20))
+    (warning,) = result.warnings
+    assert "among 8 of 20; their options set how many" in warning
+    assert not caplog.messages
+    fit(detectors[0], model, inputs(20))
+    assert caplog.messages == [warning]
 
 
 def nothing(state, model, batch):
