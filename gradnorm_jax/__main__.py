@@ -8,7 +8,7 @@ from gradnorm_jax import cli
 
 def main() -> None:
     """Runs one command."""
-    if sys.argv[1:] == ["--version"]:
+    if "--version" in sys.argv[1:]:
         print(f"gradnorm-jax {gradnorm_jax.__version__}")
         return
     cli.main()

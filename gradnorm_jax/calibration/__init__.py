@@ -1,4 +1,4 @@
-"""Decisions from scores: thresholds and p-values whose error rates are guaranteed.
+"""Decisions from scores: thresholds, p-values and tests whose error rates are guaranteed.
 
 Pure functions of arrays are here, a detector that is calibrated with them is what
 `gradnorm_jax.calibrate` returns.
@@ -10,5 +10,19 @@ from gradnorm_jax.calibration.conformal import (
     threshold_at_tpr,
     tpr_interval,
 )
+from gradnorm_jax.calibration.drift import Drift, DriftState, init_drift, update_drift
+from gradnorm_jax.calibration.martingale import Martingale, init_martingale, update_martingale
 
-__all__ = ["benjamini_hochberg", "conformal_p_values", "threshold_at_tpr", "tpr_interval"]
+__all__ = [
+    "Drift",
+    "DriftState",
+    "Martingale",
+    "benjamini_hochberg",
+    "conformal_p_values",
+    "init_drift",
+    "init_martingale",
+    "threshold_at_tpr",
+    "tpr_interval",
+    "update_drift",
+    "update_martingale",
+]

@@ -31,7 +31,8 @@ class Decision(NamedTuple):
         score: `[B]`, higher is more in-distribution.
         p_value: `[B]`, see `conformal_p_values`; low is out-of-distribution.
         is_ood: `[B]` bool.
-        prediction: `[B]` int32, the largest logit.
+        prediction: `[B]` int32, the class with the largest logit, numbered as labels are; -1 if
+            it is a logit before those of the classes ("background" in some networks).
     """
 
     score: jax.Array
@@ -58,6 +59,7 @@ class Calibrated:
         confident: whether `tpr` holds with this confidence, or else on average over calibration
             sets; see `threshold_at_tpr`.
         preprocess: what makes the network's input.
+        label_offset: class k is logit k + label_offset.
     """
 
     fitted: Fitted
@@ -67,6 +69,7 @@ class Calibrated:
     confidence: float = dataclasses.field(metadata={"static": True})
     confident: bool = dataclasses.field(metadata={"static": True})
     preprocess: Prepare = dataclasses.field(default=None, metadata={"static": True})
+    label_offset: int = dataclasses.field(default=0, metadata={"static": True})
 
     @property
     def tpr_interval(self) -> Estimate:
@@ -93,8 +96,8 @@ class Calibrated:
         fitted = self.fitted
         outputs = fitted.model(inputs)
         scores = fitted.detector.score(fitted.state, fitted.model, Batch(inputs, outputs))
-        prediction = outputs.logits.argmax(axis=-1).astype(jnp.int32)
-        return Decision(scores, *self.judge(scores), prediction)
+        largest = outputs.logits.argmax(axis=-1).astype(jnp.int32)
+        return Decision(scores, *self.judge(scores), largest - self.label_offset)
 
     def judge(self, scores: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The p-values of scores `[B]`, and whether they are out-of-distribution."""
@@ -113,6 +116,7 @@ def calibrate(
     confidence: float = 0.95,
     confident: bool = False,
     preprocess: Prepare | str = None,
+    label_offset: int = 0,
     batch_size: int = 64,
     max_undecodable: float = 0.01,
     progress: Any = None,
@@ -138,6 +142,7 @@ def calibrate(
         confident: choose the threshold such that the true positive rate is at least `tpr` with this
             confidence, rather than on average over calibration sets.
         preprocess: what makes the network's input of the data, as in `evaluate`.
+        label_offset: class k is logit k + label_offset; it matters to the predicted class alone.
         batch_size: of all devices; no result depends on it, up to rounding.
         max_undecodable: the largest fraction of image files that may be undecodable.
         progress: as in `evaluate`.
@@ -176,4 +181,4 @@ def calibrate(
     )
     scores = jnp.sort(jnp.asarray(table.scores[fitted.detector.name]))
     threshold = threshold_at_tpr(scores, tpr, confidence=at)
-    return Calibrated(fitted, scores, threshold, tpr, confidence, confident, prepare)
+    return Calibrated(fitted, scores, threshold, tpr, confidence, confident, prepare, label_offset)

@@ -51,6 +51,7 @@ _FACTS: dict[str, tuple[type, ...]] = {
     "weights": (str, type(None)),
     "dtype": (str,),
     "classes": (int, type(None)),
+    "label_offset": (int,),
     "preprocess": (str, type(None)),
     "preprocess_facts": (dict, str, type(None)),
     "threshold": (float,),
@@ -114,6 +115,7 @@ def save_detector(
         "weights": None if weights is None else os.fspath(weights),
         "dtype": dtype,
         "classes": _count_classes(fitted.model, model) if with_weights else None,
+        "label_offset": calibrated.label_offset,
         "preprocess": _spec_of(calibrated.preprocess),
         "preprocess_facts": describe_preprocess(calibrated.preprocess),
         "threshold": float(calibrated.threshold),
@@ -201,8 +203,16 @@ def _load(
     threshold = threshold_at_tpr(scores, tpr, confidence=confidence if confident else None)
     if float(threshold) != facts["threshold"]:
         raise ValueError(f"its threshold {facts['threshold']} is not that of its scores")
-    ascending = jnp.asarray(scores)
-    calibrated = Calibrated(fitted, ascending, threshold, tpr, confidence, confident, prepare)
+    calibrated = Calibrated(
+        fitted,
+        jnp.asarray(scores),
+        threshold,
+        tpr,
+        confidence,
+        confident,
+        prepare,
+        facts["label_offset"],
+    )
     check_probe(calibrated, facts["probe"])
     return calibrated
 

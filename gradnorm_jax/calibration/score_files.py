@@ -1,7 +1,7 @@
 """What a calibrated detector says of image files, one by one, as they come."""
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -27,7 +27,7 @@ class FileDecision(NamedTuple):
         score: higher is more in-distribution.
         p_value: see `conformal_p_values`.
         is_ood: whether the score is below the threshold.
-        prediction: the number of the largest logit.
+        prediction: the predicted class; see `Decision`.
     """
 
     file: str
@@ -35,6 +35,10 @@ class FileDecision(NamedTuple):
     p_value: float
     is_ood: bool
     prediction: int
+
+
+FileScorer = Callable[[Iterable[str]], Iterator[FileDecision | Excluded]]
+"""Decides for image files; see `score_files`."""
 
 
 def score_files(
@@ -59,6 +63,13 @@ def score_files(
     Raises:
         ValueError: the detector has no `Preprocess` for image files, or an option is out of range.
     """
+    return file_scorer(calibrated, batch_size=batch_size, workers=workers)(names)
+
+
+def file_scorer(
+    calibrated: Calibrated, *, batch_size: int = 64, workers: int | None = None
+) -> FileScorer:
+    """`score_files` with the model put on the devices once, for names that come again and again."""
     preprocess = calibrated.preprocess
     if not isinstance(preprocess, Preprocess):
         raise ValueError("image files need a Preprocess, and the detector was calibrated without")
@@ -68,11 +79,6 @@ def score_files(
     detector = calibrated.fitted.detector
     model, placement = place_model(calibrated.fitted.model)
     states = put_states({detector.name: calibrated.fitted.state}, placement)
-    files = expand_folders(names)
-    # A few images make a batch of their own number.
-    first: list[File] = list(itertools.islice(files, batch_size))
-    devices = placement.mesh.size
-    size = -(-min(batch_size, max(len(first), 1)) // devices) * devices
 
     def start(batch: HostBatch) -> tuple[HostBatch, Scored]:
         data = put_batch(batch.data, placement)
@@ -86,12 +92,21 @@ def score_files(
         )
         return batch._replace(data=None), scored
 
-    batches = image_batches(
-        itertools.chain(first, files), preprocess, size, workers or available_cpus()
-    )
-    for batch, scored in one_ahead(map(start, batches)):
-        yield from batch.excluded
-        yield from _decisions(calibrated, batch, scored)
+    def score(names: Iterable[str]) -> Iterator[FileDecision | Excluded]:
+        files = expand_folders(names)
+        first: list[File] = list(itertools.islice(files, batch_size))
+        # A few images make a small batch, of one of few sizes, each of which is compiled once.
+        few = 1 << max(len(first) - 1, 0).bit_length()
+        devices = placement.mesh.size
+        size = -(-min(batch_size, few) // devices) * devices
+        batches = image_batches(
+            itertools.chain(first, files), preprocess, size, workers or available_cpus()
+        )
+        for batch, scored in one_ahead(map(start, batches)):
+            yield from batch.excluded
+            yield from _decisions(calibrated, batch, scored)
+
+    return score
 
 
 def _decisions(
@@ -107,7 +122,7 @@ def _decisions(
                 float(scores[row]),
                 float(p_values[row]),
                 bool(is_ood[row]),
-                int(prediction[row]),
+                int(prediction[row]) - calibrated.label_offset,
             )
         else:
             yield Excluded(file, _NOT_FINITE)

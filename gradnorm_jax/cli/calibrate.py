@@ -1,6 +1,7 @@
 """The command that makes a detector file."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,13 +13,18 @@ from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.open_source import open_source
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.models.named import Dtype, load_named, needed_preprocess
+from gradnorm_jax.text import to_utf8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CalibrateOptions:
     """Calibrate a detector on held-out in-distribution images, and write it to a file.
 
-    `gradnorm-jax score` decides with it for one image at a time.
+    `gradnorm-jax score` decides with it for one image at a time, and `gradnorm-jax watch` for a
+    stream of them.
+
+    Example: gradnorm-jax calibrate --model mobilenet_v2 --weights mobilenet_v2.npz
+    --id held_out_images --out gradnorm.safetensors
 
     Attributes:
         out: the file to be written, which ends in .safetensors.
@@ -42,6 +48,7 @@ class CalibrateOptions:
         batch_size: of all devices; no result depends on it, up to rounding.
         workers: how many images to decode at once; by default as many as there are CPUs.
         max_undecodable: the largest fraction of images that may be undecodable.
+        json: print JSON in place of a sentence.
     """
 
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
@@ -60,6 +67,7 @@ class CalibrateOptions:
     batch_size: int = 64
     workers: int | None = None
     max_undecodable: float = 0.01
+    json: bool = False
 
 
 def run_calibrate(options: CalibrateOptions) -> str:
@@ -70,7 +78,7 @@ def run_calibrate(options: CalibrateOptions) -> str:
         for name, spec in {"id": options.id, "fit": options.fit}.items()
         if spec is not None
     }
-    model, own, _ = load_named(options.model, options.weights, options.dtype)
+    model, own, label_offset = load_named(options.model, options.weights, options.dtype)
     preprocess = preprocess or needed_preprocess(options.model, own)
     streams: dict[str, Any] = {
         name: as_stream(source, preprocess, workers=options.workers)
@@ -85,6 +93,7 @@ def run_calibrate(options: CalibrateOptions) -> str:
         confidence=options.confidence,
         confident=options.confident,
         preprocess=preprocess,
+        label_offset=label_offset,
         batch_size=options.batch_size,
         max_undecodable=options.max_undecodable,
     )
@@ -96,7 +105,23 @@ def run_calibrate(options: CalibrateOptions) -> str:
         dtype=options.dtype,
         with_weights=options.with_weights,
     )
+    if options.json:
+        return json.dumps(_to_dict(calibrated, options.out), indent=2)
     return f"{_describe(calibrated)}\ncalibrated: {options.out}"
+
+
+def _to_dict(calibrated: Calibrated, out: Path) -> dict[str, Any]:
+    interval = calibrated.tpr_interval
+    return {
+        "file": to_utf8(str(out)),
+        "detector": calibrated.fitted.detector.name,
+        "images": calibrated.calibration_scores.size,
+        "threshold": float(f"{float(calibrated.threshold):.9g}"),
+        "tpr": calibrated.tpr,
+        "confidence": calibrated.confidence,
+        "confident": calibrated.confident,
+        "tpr_interval": [interval.low, interval.high],
+    }
 
 
 def _describe(calibrated: Calibrated) -> str:

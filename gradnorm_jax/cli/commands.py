@@ -1,27 +1,36 @@
 """The commands, and what they print."""
 
+import functools
+import inspect
 import logging
+import operator
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, get_args
 
+import jax
 import rich.console
 import tyro
 
+import gradnorm_jax
 from gradnorm_jax.cli.calibrate import CalibrateOptions, run_calibrate
 from gradnorm_jax.cli.data import PrepareOptions, run_prepare
 from gradnorm_jax.cli.demo import DemoOptions, run_demo
 from gradnorm_jax.cli.detectors import DetectorsOptions, run_detectors
+from gradnorm_jax.cli.endings import tell
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.cli.export import ExportOptions, run_export
 from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, run_models
 from gradnorm_jax.cli.report import ReportOptions, run_report
 from gradnorm_jax.cli.score import ScoreOptions, run_score
+from gradnorm_jax.cli.watch import WatchOptions, run_watch
 from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
 from gradnorm_jax.evaluation.result import Result
+from gradnorm_jax.evaluation.run_config import versions
+from gradnorm_jax.evaluation.storage import to_json
 from gradnorm_jax.text import printable
 
 Command = (
@@ -30,12 +39,50 @@ Command = (
     | Annotated[ReportOptions, tyro.conf.subcommand("report")]
     | Annotated[CalibrateOptions, tyro.conf.subcommand("calibrate")]
     | Annotated[ScoreOptions, tyro.conf.subcommand("score")]
+    | Annotated[WatchOptions, tyro.conf.subcommand("watch")]
     | Annotated[ExportOptions, tyro.conf.subcommand("export")]
     | Annotated[PrepareOptions, tyro.conf.subcommand("data prepare")]
     | Annotated[ConvertOptions, tyro.conf.subcommand("convert")]
     | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
     | Annotated[DetectorsOptions, tyro.conf.subcommand("detectors")]
 )
+_VERBOSE = ("-v", "--verbose")
+_DESCRIPTION = """Gradient-space out-of-distribution detection.
+
+With every command: --help shows its options and an example, -v (--verbose) logs what is done on
+stderr. --version tells the version.
+
+Exit status: 0, done; 1, something is wrong with the input; 2, with the command line; 75, stopped,
+and the same command resumes; 130, Ctrl-C. score and watch tell others of their own.
+"""
+
+
+def parse(arguments: list[str]) -> Any:
+    """The options of the command of these arguments."""
+    if arguments[:2] == ["data", "prepare"]:
+        arguments = ["data prepare", *arguments[2:]]
+    commands = dict(_name_and_options(each) for each in get_args(Command))
+    return tyro.cli(
+        Command if {*arguments[:1]} & commands.keys() else _in_brief(commands),
+        prog="gradnorm-jax",
+        description=_DESCRIPTION,
+        args=arguments,
+        config=(tyro.conf.FlagCreatePairsOff,),
+    )
+
+
+def _name_and_options(command: Any) -> tuple[str, type]:
+    options, facts = get_args(command)
+    return facts.name, options
+
+
+def _in_brief(commands: Mapping[str, type]) -> Any:
+    """The commands with the first paragraph of their help alone, for the list of them."""
+    described: list[Any] = []
+    for name, options in commands.items():
+        first, *_ = (inspect.getdoc(options) or "").split("\n\n")
+        described.append(Annotated[options, tyro.conf.subcommand(name, description=first)])
+    return functools.reduce(operator.or_, described)
 
 
 def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
@@ -43,20 +90,19 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
     logging.captureWarnings(True)
     # Modules of the user's own are named on the command line.
     sys.path.insert(0, os.getcwd())
-    if arguments[:2] == ["data", "prepare"]:
-        arguments = ["data prepare", *arguments[2:]]
-    options = tyro.cli(
-        Command,
-        prog="gradnorm-jax",
-        description="Gradient-space out-of-distribution detection; --version tells the version.",
-        args=arguments,
-    )
+    options = parse([each for each in arguments if each not in _VERBOSE])
+    if {*_VERBOSE} & {*arguments}:
+        _log_what_is_done()
     try:
         match options:
             case DemoOptions():
                 _show(run_demo(options), options.out)
             case EvaluateOptions():
-                _show(run_evaluate(options, should_stop=should_stop), options.out)
+                result = run_evaluate(options, should_stop=should_stop)
+                if options.json:
+                    print(to_json(report.to_dict(result)).decode(), end="")
+                else:
+                    _show(result, options.out)
             case ReportOptions():
                 run_report(options)
             case CalibrateOptions():
@@ -64,6 +110,9 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
                     print(printable(line))
             case ScoreOptions():
                 if status := run_score(options):
+                    sys.exit(status)
+            case WatchOptions():
+                if status := run_watch(options):
                     sys.exit(status)
             case ExportOptions():
                 for line in run_export(options).splitlines():
@@ -77,10 +126,18 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
             case DetectorsOptions():
                 run_detectors(options)
     except Unfinished as share:
-        print(f"gradnorm-jax: {share}", file=sys.stderr)
+        tell(str(share))
     except Interrupted as stop:
-        print(f"gradnorm-jax: {stop}", file=sys.stderr)
+        tell(str(stop))
         sys.exit(os.EX_TEMPFAIL)
+
+
+def _log_what_is_done() -> None:
+    # By force, because imported packages have handlers of their own.
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", force=True)
+    about = {"gradnorm-jax": gradnorm_jax.__version__, **versions()}
+    devices = ", ".join(map(str, jax.devices()))
+    logging.getLogger(__name__).info("%s; on %s", ", ".join(map(" ".join, about.items())), devices)
 
 
 def _show(result: Result, out: str | Path) -> None:

@@ -31,7 +31,9 @@ MODEL = "bit_tiny"
 
 @dataclasses.dataclass(frozen=True)
 class DemoOptions:
-    """Train a small ResNetV2 on real digits and evaluate all detectors, without any download.
+    """Train a small ResNetV2 on real digits and evaluate detectors on it, without any download.
+
+    Example: gradnorm-jax demo --out runs/demo
 
     Attributes:
         out: folder for images, weights and results; must not exist or be empty.

@@ -20,6 +20,8 @@ _READS = {"logits": "logits", "outputs": "features, logits", "network": "the net
 class DetectorsOptions:
     """List the detectors: what they read, what they learn, their options and papers.
 
+    Example: gradnorm-jax detectors --json
+
     Attributes:
         json: print JSON, for programs.
     """

@@ -24,6 +24,10 @@ FORESEEN = (
     lzma.LZMAError,
     zlib.error,
 )
+FOUND = 3
+"""The status of what --fail-on-ood and --fail-on-drift ask for."""
+UNUSABLE = os.EX_DATAERR
+"""The status if an image could not be scored: 65."""
 RESUME = "run the same command again to resume"
 
 _INTERRUPTED = 128 + signal.SIGINT
@@ -77,8 +81,8 @@ def sentences() -> Iterator[None]:
 
     Status 1 and a sentence: something is wrong with the input, or the machine. 141: nobody reads
     the output any more. 70 (EX_SOFTWARE), with a traceback: an error of this library's own. Beside
-    these, 75 (EX_TEMPFAIL) means that the same command, run again, resumes, and 130 Ctrl-C. 3 and
-    65 (EX_DATAERR) are told by `gradnorm_jax.cli.score`.
+    these, 75 (EX_TEMPFAIL) means that the same command, run again, resumes, and 130 Ctrl-C; 2 is
+    a command line that cannot be parsed. `score` and `watch` end with `FOUND` and `UNUSABLE` too.
     """
     try:
         try:
@@ -98,11 +102,15 @@ def sentences() -> Iterator[None]:
         )
 
 
+def tell(sentence: str) -> None:
+    """Says something on stderr, where it is in nobody's way."""
+    print(f"gradnorm-jax: {printable(sentence)}", file=sys.stderr)
+
+
 def _end(sentence: str, status: int) -> None:
-    sentence = f"gradnorm-jax: {printable(sentence)}"
     if status == 1:
-        sys.exit(sentence)
-    print(sentence, file=sys.stderr)
+        sys.exit(f"gradnorm-jax: {printable(sentence)}")
+    tell(sentence)
     sys.exit(status)
 
 

@@ -43,6 +43,9 @@ class EvaluateOptions:
     versions, or another number of processes, it is refused, because its files are to be those of an
     undisturbed run to the byte.
 
+    Example: gradnorm-jax evaluate --model resnet50 --weights resnet50-0676ba61 --id imagenet/val
+    --ood textures=dtd/images places=places --detectors gradnorm energy --out runs/resnet50
+
     Attributes:
         out: folder for the results: new, empty, or of the same run. A path or, as for gs://, a URL.
         model: a name that `gradnorm-jax models` lists; or `my_package.my_module:build`, a function
@@ -76,6 +79,7 @@ class EvaluateOptions:
         distributed: ask what started it (srun, mpirun, the runtime of a TPU pod) which process
             this is.
         wait: how many seconds to wait for other processes between fitting and scoring.
+        json: print the metrics as JSON, those of metrics.json, in place of a table.
     """
 
     out: str | Path
@@ -98,6 +102,7 @@ class EvaluateOptions:
     process: str | None = None
     distributed: Literal["auto"] | None = None
     wait: float = 3600.0
+    json: bool = False
 
 
 def run_evaluate(

@@ -27,6 +27,8 @@ _HEADERS = {"image_size": "pixels", "trained_on": "trained on"}
 class ConvertOptions:
     """Convert weights from anywhere into a file that needs no other framework to be read.
 
+    Example: gradnorm-jax convert resnet50.pth --model resnet50 --out resnet50.safetensors
+
     Attributes:
         source: a PyTorch state dict (.pth, .pt, .th, .tar; needs the extra torch), .safetensors,
             .npz or .msgpack file, a folder of Orbax, or the name of published weights.
@@ -34,7 +36,7 @@ class ConvertOptions:
         out: the file to be written, .safetensors or .npz.
     """
 
-    source: tyro.conf.Positional[str]
+    source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
     model: str
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
 
@@ -43,12 +45,14 @@ class ConvertOptions:
 class ModelsOptions:
     """List the networks known by name, and the weights that are published for them.
 
+    Example: gradnorm-jax models 'resnet*' --json
+
     Attributes:
         names: of networks, or patterns such as 'resnet*'; by default all.
         json: print JSON in place of a table.
     """
 
-    names: tyro.conf.Positional[tuple[str, ...]] = ()
+    names: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME...")] = ()
     json: bool = False
 
 

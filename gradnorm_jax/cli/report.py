@@ -24,9 +24,9 @@ class ReportOptions:
 
     The page is one file that loads nothing and runs no script. It shows tables with the best and
     the statistically tied marked, charts, and the images that a detector is most wrong about. Of
-    several runs it compares each with the first, on the same inputs. Example:
+    several runs it compares each with the first, on the same inputs.
 
-    gradnorm-jax report runs/1 runs/2 -o report.html
+    Example: gradnorm-jax report runs/1 runs/2 -o report.html
 
     Attributes:
         runs: the --out of `gradnorm-jax evaluate`, or of the demo; NAME=PATH gives it a name.

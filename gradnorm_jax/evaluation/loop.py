@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import logging
 import math
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -31,6 +32,7 @@ from gradnorm_jax.text import to_utf8
 from gradnorm_jax.types import Model
 
 Item = TypeVar("Item")
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,7 @@ def without(run: Run, done: frozenset[int]) -> Execution:
 
 def checked(run: Run, name: str, stream: DataStream, table: ScoreTable) -> ScoreTable:
     """The table, with the files that were passed over; ValueError if too much is unusable."""
+    _LOG.info("%s: %d inputs scored, %d excluded", name, len(table.positions), len(table.excluded))
     check_excluded(name, table.excluded, stream.length, run.execution.max_undecodable)
     if not len(table.positions):
         first = "; the first: " + ": ".join(table.excluded[0][:2]) if table.excluded else ""

@@ -1,6 +1,7 @@
 """Models by what users write: the name of a network, or of a function of their own."""
 
 import inspect
+import logging
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +50,7 @@ def load_named(name: str, weights: Path | None = None, dtype: Dtype = "float32")
     if weights is None:
         raise ValueError(f"the weights of {name} must be given (--weights)")
     path, own = find_weights(weights, name)
+    logging.getLogger(__name__).info("%s with the weights in %s", name, path)
     return Named(
         load_model(name, path, dtype=jnp.dtype(dtype), on_host=True),
         get_preprocess(own or architecture.preprocess),

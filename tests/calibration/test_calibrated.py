@@ -31,6 +31,14 @@ def test_decisions_by_hand(model):
     assert calibrated.judge(np.array([np.nan], np.float32))[1].all()
 
 
+def test_classes_are_numbered_as_labels_are(model, tmp_path):
+    calibrated = gj.calibrate("energy", model, HELD_OUT, label_offset=1)
+    gj.save_detector(calibrated, tmp_path / "d.safetensors")
+    loaded = gj.load_detector(tmp_path / "d.safetensors", model)
+    prediction = jax.jit(gj.Calibrated.decide)(loaded, NEW).prediction
+    np.testing.assert_array_equal(prediction, model(NEW).logits.argmax(axis=1) - 1)
+
+
 def test_a_calibrated_detector_is_an_argument_of_jit(model):
     decide, sizes = jax.jit(gj.Calibrated.decide), []
     for seed in (3, 4):

@@ -1,19 +1,22 @@
 """From images to a detector file, and from it to decisions, as users do it."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
 import shutil
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 import gradnorm_jax as gj
 from gradnorm_jax import cli
-from gradnorm_jax.data.preprocess import PREPROCESSES
+from gradnorm_jax.data.preprocess import PREPROCESSES, scale
+from gradnorm_jax.models import MODELS, load_model
 from tests.evaluation import networks
 
 BUILD = f"{__name__}:build"
@@ -192,10 +195,19 @@ def test_what_cannot_be_calibrated(make_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_known_network_with_its_weights_in_the_file(weights, make_folder, tmp_path, capsys):
+def test_a_known_network_with_its_weights_in_the_file(
+    weights, make_folder, tmp_path, monkeypatch, capsys
+):
+    shifted = dataclasses.replace(MODELS["bit_tiny"], label_offset=1)
+    monkeypatch.setitem(MODELS, "bit_tiny", shifted)
     path, folder = tmp_path / "bit.safetensors", make_folder(20)
     options = ("--weights", str(weights), "--with-weights", "--detector", "msp")
     cli.main(calibrate_command(path, folder, *options, model="bit_tiny"))
     assert gj.load_detector(path).preprocess == PREPROCESSES["bit32"]
-    assert score(path, folder / "003.png") == 0
-    assert "003.png" in capsys.readouterr().out
+    capsys.readouterr()
+    assert score(path, folder, "--format", "jsonl") == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    model, files = load_model("bit_tiny", weights), sorted(folder.glob("*.png"))
+    pixels = [PREPROCESSES["bit32"].pixels(Image.open(file)) for file in files]
+    logits = model(scale(jnp.asarray(np.stack(pixels)), PREPROCESSES["bit32"])).logits
+    assert [row["prediction"] for row in rows] == (logits.argmax(axis=1) - 1).tolist()
