@@ -17,6 +17,10 @@ pytestmark = pytest.mark.slow
 INNER = ["adascale_a", "nac_layers(layers=2)", "mahalanobis_layers(layers=2,magnitude=0)"]
 """Of inner layers, those that learn: in one pass of the training data, or two."""
 
+ROUNDING = {"weiper": 5e-4}
+"""Of the largest score, where that is more than for others: rounding moves a logit into the next
+bin of a histogram now and then."""
+
 
 def run(model, **options):
     return evaluate(
@@ -34,9 +38,8 @@ def assert_same(result, expected):
     assert not result.not_run
     assert list(result.metrics) == list(expected.metrics)
     for cell, scores in expected.scores.items():
-        np.testing.assert_allclose(
-            result.scores[cell], scores, rtol=2e-4, atol=2e-5 * np.abs(scores).max(), err_msg=cell
-        )
+        atol = ROUNDING.get(cell[0], 2e-5) * np.abs(scores).max()
+        np.testing.assert_allclose(result.scores[cell], scores, rtol=2e-4, atol=atol, err_msg=cell)
 
 
 def test_memory_folder_cache_and_processes(tmp_path):
