@@ -166,6 +166,8 @@ def test_it_runs_without_this_library(energy, exported_file):
 @pytest.mark.slow
 def test_it_becomes_a_saved_model(energy, exported_file):
     pytest.importorskip("tensorflow")
+    if jax.__version_info__ >= (0, 12):
+        pytest.skip("TensorFlow 2.21 does not read programs of JAX 0.12")
     subprocess.run([sys.executable, "-c", snippet("saved_model")], check=True)
     code = """
 import tensorflow as tf
