@@ -1,6 +1,5 @@
 """OOD metrics inside training loops: the documentation's code, on meshes, without recompiling."""
 
-import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -14,6 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import gradnorm_jax as gj
 from gradnorm_jax.big_vision import Evaluator
+from tests.documentation import code_of
 
 DOCS = Path(__file__).parents[1] / "docs"
 RNG = np.random.default_rng(0)
@@ -29,8 +29,7 @@ def test_the_code_in_the_documentation_runs(capsys):
         "id_images": IMAGES[:16],
         "ood_images": OOD_IMAGES[:16],
     }
-    text = (DOCS / "training.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    blocks = code_of(DOCS / "training.md")
     assert len(blocks) == 3
     # Optax promotes types, as users' code may.
     with jax.numpy_dtype_promotion("standard"):

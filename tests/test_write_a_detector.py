@@ -1,6 +1,5 @@
 """The documentation's own detectors run as they stand there."""
 
-import re
 from pathlib import Path
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import numpy as np
 
 import gradnorm_jax as gj
 from gradnorm_jax.detectors import parse_detectors
+from tests.documentation import code_of
 
 PAGE = Path(__file__).parents[1] / "docs" / "write_a_detector.md"
 
@@ -33,7 +33,7 @@ def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
         "train_images": inputs,
         "train_labels": np.arange(60) % 5,
     }
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    blocks = code_of(PAGE)
     assert len(blocks) == 4
     with jax.numpy_rank_promotion("allow"):  # as users' code may
         for block in blocks:

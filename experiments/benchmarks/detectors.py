@@ -89,6 +89,16 @@ def learned(statistics: Iterable[Statistic], head: LinearHead, part: Examples) -
     return list(learn(statistics, head, [part]).values())
 
 
+def score_batches(
+    model: Model, states: Mapping[str, Any], detectors: tuple[Detector, ...], batches: Sequence[Any]
+) -> list[Any]:
+    """The scores of each batch by the step of the evaluation, on one device."""
+    own = {d.name: states[d.name] for d in detectors if d.fit}
+    placement = Placement(batch_mesh(jax.devices()[:1]))
+    step = functools.partial(score_batch, detectors=detectors, preprocess=None, placement=placement)
+    return [step(model, own, batch).scores for batch in batches]
+
+
 def medians(
     ways: Mapping[str, Callable[[], Any]], repeats: int
 ) -> tuple[dict[str, float], dict[str, float]]:
@@ -126,7 +136,6 @@ def main(
         repeats: rounds, each of which times all ways.
     """
     network = init_model(model, num_classes, jax.random.key(0))
-    placement = Placement(batch_mesh(jax.devices()[:1]))
     rng = np.random.default_rng(0)
     shape = (num_batches * batch_size, image_size, image_size, 3)
     images = rng.random(size=shape, dtype=np.float32)
@@ -135,16 +144,10 @@ def main(
     states = fitted(network, found["all"], bank_size)
     print(f"{len(found['all'])} detectors, bank of {bank_size}, {jax.devices()[0].device_kind}")
 
-    def score(detectors: tuple[Detector, ...], data: Sequence[Any]) -> Any:
-        own = {d.name: states[d.name] for d in detectors if d.fit}
-        step = functools.partial(
-            score_batch, detectors=detectors, preprocess=None, placement=placement
-        )
-        return [step(network, own, each).scores for each in data]
-
     def forward() -> Any:
         return [network(jnp.asarray(x)) for x in batches]
 
+    score = functools.partial(score_batches, network, states)
     scoring = {name: functools.partial(score, group, batches) for name, group in found.items()}
     times, ratios = medians({"forward": forward, **scoring}, repeats)
     per_image = times["forward"] / len(images)

@@ -9,20 +9,18 @@ batches. Printed are medians of ratios measured side by side.
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from detectors import medians
+from detectors import medians, score_batches
 
-from gradnorm_jax.detectors import Detector, parse_detectors
+from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.evaluate import fit_states
-from gradnorm_jax.evaluation.step import Placement, score_batch
 from gradnorm_jax.models import init_model
-from gradnorm_jax.sharding import batch_mesh
 
 SPECS = (
     "odin(epsilon=0.0014)",
@@ -62,7 +60,6 @@ def main(
         detectors: which.
     """
     network = init_model(model, num_classes, jax.random.key(0))
-    placement = Placement(batch_mesh(jax.devices()[:1]))
     shape = (num_batches * batch_size, image_size, image_size, 3)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     labels = np.arange(len(images)) % num_classes
@@ -71,17 +68,11 @@ def main(
     fits = [d for d in known if d.fit]
     states = fit_states(network, (images, labels), fits, batch_size=batch_size, progress=False)
 
-    def score(detectors: tuple[Detector, ...], data: Any) -> Any:
-        own: Mapping[str, Any] = {d.name: states[d.name] for d in detectors if d.fit}
-        step = functools.partial(
-            score_batch, detectors=detectors, preprocess=None, placement=placement
-        )
-        return [step(network, own, each).scores for each in data]
-
     def forward() -> Any:
         return [network(jnp.asarray(each)) for each in batches]
 
     singles = [image[None] for image in images[:loop_images]]
+    score = functools.partial(score_batches, network, states)
     ways: dict[str, Callable[[], Any]] = {"forward": forward}
     for each in known:
         ways[each.name] = functools.partial(score, (each,), batches)

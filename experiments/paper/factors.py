@@ -6,10 +6,12 @@
 The three cost one forward pass.
 """
 
-from experiments.paper.study import parse, run_study
+import tyro
+
+from experiments.paper.study import run_study
 from gradnorm_jax.cli.evaluate import EvaluateOptions
 
 ROWS = {"U": "feature_norm", "V": "residual_norm", "U V": "gradnorm"}
 
 if __name__ == "__main__":
-    run_study("Factors of GradNorm", parse(EvaluateOptions, __doc__), ROWS)
+    run_study("Factors of GradNorm", tyro.cli(EvaluateOptions, description=__doc__), ROWS)

@@ -11,9 +11,10 @@ import dataclasses
 from typing import Any
 
 import jax
+import tyro
 
 import gradnorm_jax as gj
-from experiments.paper.study import parse, run_study
+from experiments.paper.study import run_study
 from gradnorm_jax.cli.evaluate import EvaluateOptions
 from gradnorm_jax.tree import selected_paths
 
@@ -50,6 +51,6 @@ def _kl_of_images(model: gj.Model, params: Any, images: jax.Array) -> jax.Array:
 
 
 if __name__ == "__main__":
-    options = parse(LayersOptions, __doc__)
+    options = tyro.cli(LayersOptions, description=__doc__)
     rows = {name: f"experiments.paper.layers:layers(select={name})" for name in options.layers}
     run_study("GradNorm by layer", options, rows)

@@ -6,10 +6,14 @@
 All of them cost one forward pass.
 """
 
-from experiments.paper.study import parse, run_study
+import tyro
+
+from experiments.paper.study import run_study
 from gradnorm_jax.cli.evaluate import EvaluateOptions
 
 ROWS = {f"L{order}": f"gradnorm(ord={order})" for order in ("0.5", "1", "2", "3", "4", "6", "inf")}
 
 if __name__ == "__main__":
-    run_study("Norms of the last layer's gradient", parse(EvaluateOptions, __doc__), ROWS)
+    run_study(
+        "Norms of the last layer's gradient", tyro.cli(EvaluateOptions, description=__doc__), ROWS
+    )

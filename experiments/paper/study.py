@@ -4,9 +4,7 @@ import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
-import tyro
 from rich.console import Console
 from rich.markdown import Markdown
 
@@ -15,7 +13,6 @@ from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
 from gradnorm_jax.evaluation.records import ID
 from gradnorm_jax.metrics import Estimate
 
-Options = TypeVar("Options", bound=EvaluateOptions)
 Published = Mapping[tuple[str, str], tuple[float, float]]
 """FPR95 and AUROC, in percent, by row and OOD set."""
 
@@ -88,11 +85,6 @@ def describe(title: str, result: gj.Result, rows: Mapping[str, str], published: 
             cells.append(cell)
         lines.append(f"| {row} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
-
-
-def parse(options: type[Options], doc: str | None) -> Options:
-    """The options of a study from the command line, with its docstring as help."""
-    return tyro.cli(options, description=doc)
 
 
 def _show(estimate: Estimate) -> str:

@@ -8,7 +8,9 @@
 ODIN is T = 1000 without an input step, as in the paper. Mahalanobis is that of the last features.
 """
 
-from experiments.paper.study import parse, run_study
+import tyro
+
+from experiments.paper.study import run_study
 from gradnorm_jax.cli.evaluate import EvaluateOptions
 
 ROWS = {
@@ -33,4 +35,9 @@ PUBLISHED = {
 }
 
 if __name__ == "__main__":
-    run_study("GradNorm and its baselines", parse(EvaluateOptions, __doc__), ROWS, PUBLISHED)
+    run_study(
+        "GradNorm and its baselines",
+        tyro.cli(EvaluateOptions, description=__doc__),
+        ROWS,
+        PUBLISHED,
+    )

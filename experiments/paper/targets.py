@@ -10,9 +10,10 @@ in-distribution, so its sign is turned.
 from typing import Any
 
 import jax
+import tyro
 
 import gradnorm_jax as gj
-from experiments.paper.study import parse, run_study
+from experiments.paper.study import run_study
 from gradnorm_jax.cli.evaluate import EvaluateOptions
 
 ROWS = {
@@ -32,4 +33,4 @@ def _negative_norm(state: Any, model: gj.Model, batch: gj.Batch) -> jax.Array:
 
 
 if __name__ == "__main__":
-    run_study("Targets of the loss", parse(EvaluateOptions, __doc__), ROWS)
+    run_study("Targets of the loss", tyro.cli(EvaluateOptions, description=__doc__), ROWS)

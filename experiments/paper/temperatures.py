@@ -6,11 +6,13 @@
 All of them cost one forward pass.
 """
 
-from experiments.paper.study import parse, run_study
+import tyro
+
+from experiments.paper.study import run_study
 from gradnorm_jax.cli.evaluate import EvaluateOptions
 
 TEMPERATURES = ("0.25", "0.5", "1", "2", "4", "8", "16", "32", "64")
 ROWS = {f"T = {t}": f"gradnorm(temperature={t})" for t in TEMPERATURES}
 
 if __name__ == "__main__":
-    run_study("Temperatures of GradNorm", parse(EvaluateOptions, __doc__), ROWS)
+    run_study("Temperatures of GradNorm", tyro.cli(EvaluateOptions, description=__doc__), ROWS)

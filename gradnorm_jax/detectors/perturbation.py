@@ -47,7 +47,16 @@ def adascale_a(
     Raises:
         ValueError: an option is out of range.
     """
-    return _adascale("A", low, high, k_shift, k_activation, fraction, epsilon, weight)
+    return _adascale(
+        "A",
+        low,
+        high,
+        k_shift=k_shift,
+        k_activation=k_activation,
+        fraction=fraction,
+        epsilon=epsilon,
+        weight=weight,
+    )
 
 
 @builder
@@ -62,7 +71,16 @@ def adascale_l(
     weight: float = 10.0,
 ) -> Detector:
     """As `adascale_a`, with the logits scaled in place of the activations."""
-    return _adascale("L", low, high, k_shift, k_activation, fraction, epsilon, weight)
+    return _adascale(
+        "L",
+        low,
+        high,
+        k_shift=k_shift,
+        k_activation=k_activation,
+        fraction=fraction,
+        epsilon=epsilon,
+        weight=weight,
+    )
 
 
 @builder
@@ -109,26 +127,10 @@ def approximate_mass() -> Detector:
     return Detector("approximate_mass", "network", _approximate_mass)
 
 
-def _adascale(
-    variant: str,
-    low: float,
-    high: float,
-    k_shift: float,
-    k_activation: float,
-    fraction: float,
-    epsilon: float,
-    weight: float,
-) -> Detector:
+def _adascale(variant: str, low: float, high: float, **shift: float) -> Detector:
     if not 0 <= low <= high < 100:
         raise ValueError(f"percentiles must be 0 <= low <= high < 100, got {low} and {high}")
-    check_step(epsilon)
-    shift = {
-        "k_shift": k_shift,
-        "k_activation": k_activation,
-        "fraction": fraction,
-        "epsilon": epsilon,
-        "weight": weight,
-    }
+    check_step(shift["epsilon"])
     for name in ("k_shift", "k_activation", "fraction"):
         check_fraction(name, shift[name])
     listed = ",".join(f"{name}={value}" for name, value in shift.items())

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import re
 import subprocess
 import sys
 from importlib.metadata import version
@@ -18,6 +17,7 @@ from gradnorm_jax.data.preprocess import scale
 from gradnorm_jax.detectors import DETECTORS, parse_detectors
 from gradnorm_jax.evaluation.evaluate import fit_states
 from gradnorm_jax.sharding import batch_mesh, map_batch
+from tests.documentation import code_of
 from tests.evaluation import networks
 
 TRAIN = (networks.images(120, seed=5), networks.labels(120))
@@ -153,8 +153,7 @@ def decisions_of_a_process(code, others=""):
 def snippet(word):
     """The code on the page on serving in which this stands."""
     page = pathlib.Path(__file__).parents[2] / "docs" / "serving.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
-    (code,) = (block for block in blocks if word in block)
+    (code,) = (block for block in code_of(page) if word in block)
     return code
 
 

@@ -8,6 +8,7 @@ import tyro
 import gradnorm_jax as gj
 from gradnorm_jax.cli import main
 from gradnorm_jax.cli.report import ReportOptions
+from tests.documentation import code_of
 from tests.reporting.runs import numbered, run, write_images
 
 DOCS = Path(__file__).parents[2] / "docs" / "reports.md"
@@ -68,7 +69,7 @@ def test_the_commands_in_the_docs_are_understood(finished, tmp_path, monkeypatch
         (tmp_path / "runs" / number).symlink_to(finished)
     monkeypatch.chdir(tmp_path)
     names = {"gj": gj}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
+    for block in code_of(DOCS):
         exec(block, names)
     assert names["page"].startswith("<!DOCTYPE html>")
     assert r"\toprule" in names["table"]
