@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from gradnorm_jax.norms import combine_norms, entrywise_norm
     from gradnorm_jax.per_example import (
         Tap,
+        edited,
         per_example_grad_norms,
         per_example_grads,
         per_example_reduce,
@@ -93,6 +94,7 @@ _LAZY = {
     "compose": "detectors",
     "conformal_p_values": "calibration",
     "cross_entropy": "losses",
+    "edited": "per_example",
     "energy": "scores",
     "entrywise_norm": "norms",
     "evaluate": "evaluation.evaluate",
@@ -166,6 +168,7 @@ __all__ = [
     "conformal_p_values",
     "cross_entropy",
     "detectors",
+    "edited",
     "energy",
     "entrywise_norm",
     "evaluate",

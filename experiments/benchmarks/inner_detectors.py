@@ -34,6 +34,9 @@ SPECS = (
     "layer_features+knn(k=5)",
     "mahalanobis_layers(layers=5)",
     "mahalanobis_layers(layers=5,magnitude=0)",
+    "rankfeat",
+    "gram",
+    "gradient_projection(directions=16)",
 )
 
 

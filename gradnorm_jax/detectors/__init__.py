@@ -6,6 +6,7 @@ A detector is a frozen value; see `Detector`. Adding one takes a pure function i
 >>> mine = Detector("mine", "logits", lambda state, model, batch: batch.outputs.logits.max(axis=-1))
 """
 
+from gradnorm_jax.detectors.activations import gram, rankfeat
 from gradnorm_jax.detectors.classes import cadref, fdbd, nci, she
 from gradnorm_jax.detectors.curvature import (
     exgrad,
@@ -32,6 +33,7 @@ from gradnorm_jax.detectors.grood import grood
 from gradnorm_jax.detectors.inner import (
     gaia_a,
     gaia_z,
+    gradient_projection,
     layer_features,
     layer_gradients,
     layer_norms,
@@ -90,9 +92,11 @@ __all__ = [
     "gen",
     "gini",
     "grad_uncertainty",
+    "gradient_projection",
     "gradnorm",
     "gradorth",
     "gradpca",
+    "gram",
     "grood",
     "gsc",
     "kl_matching",
@@ -115,6 +119,7 @@ __all__ = [
     "parse_detectors",
     "pnml",
     "pro",
+    "rankfeat",
     "react",
     "relative_mahalanobis",
     "relative_mahalanobis_plus_plus",

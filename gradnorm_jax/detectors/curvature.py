@@ -1,6 +1,7 @@
 """Detectors of the gradient space: derivatives of the likelihood, and posteriors made of them."""
 
 import functools
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -8,10 +9,12 @@ import jax
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit
 from gradnorm_jax.detectors.options import builder
-from gradnorm_jax.numerics import check_temperature
+from gradnorm_jax.detectors.reading import Reading
+from gradnorm_jax.numerics import check_count, check_temperature
 from gradnorm_jax.statistics.directions import posterior_root, unit_leverage
 from gradnorm_jax.statistics.moments import MOMENTS, UNIT_MOMENTS, Moments
 from gradnorm_jax.statistics.output_fisher import OUTPUT_FISHER, OutputFisher, head_fisher
+from gradnorm_jax.statistics.readings import Read, of_reading
 from gradnorm_jax.types import LinearHead, Model, linear_head
 
 
@@ -86,21 +89,55 @@ def fisher_mahalanobis(*, damping: float = 1e-3, include_bias: bool = True) -> D
 
 
 @builder
-def scod(*, rank: int | None = None, prior_std: float = 1.0, include_bias: bool = True) -> Detector:
+def scod(
+    *,
+    rank: int | None = None,
+    prior_std: float = 1.0,
+    include_bias: bool = True,
+    select: str | Sequence[str] | None = None,
+    directions: int | None = None,
+    probes: int | None = None,
+    seed: int = 0,
+) -> Detector:
     """Variance of the logits under a posterior of the last layer; see `scores.scod`.
 
+    With `select` it is that of other parameters, `scores.scod_of_parameters`, exact unless told
+    otherwise: it learns a square matrix of their number, and costs about three forward passes a
+    class. With many parameters take `directions`, with many classes these or `probes`.
+
     Args:
-        rank: of how many directions of the features the training data count; None for all.
+        rank: of how many directions the training data count, features in the last layer; None for
+            all.
         prior_std: standard deviation of each weight before data.
-        include_bias: of the weights of kernel and bias together.
+        include_bias: of the weights of the last layer's kernel and bias together.
+        select: which parameters: a path pattern or several; the last layer's, in closed form, by
+            default.
+        directions: random ones, along which parameters move, in place of all: two forward passes
+            each, however many classes there are.
+        probes: random sums of logits in place of the logits (Hutchinson's estimator): three forward
+            passes each. With `directions` they save only memory.
+        seed: of what is random.
 
     Raises:
-        ValueError: an option is out of range.
+        ValueError: an option is out of range, or does not go with the last layer.
     """
     if rank is not None and rank < 0:
         raise ValueError(f"rank must not be negative, got {rank}")
     if not prior_std > 0:
         raise ValueError(f"prior_std must be positive, got {prior_std!r}")
+    sketch = {"directions": directions, "probes": probes}
+    for name, number in sketch.items():
+        if number is not None:
+            check_count(name, number)
+            if select is None:
+                raise ValueError(
+                    f"{name} are for other parameters than the last layer's, which are exact: "
+                    "give select"
+                )
+    if select is not None:
+        options = {"select": select, "seed": seed} | sketch
+        fit = _parameters_fit(tuple(options.items()), rank, prior_std)
+        return Detector("scod", "network", _scod_of_parameters, fit, options)
     return Detector("scod", "outputs", _scod, _scod_fit(rank, prior_std, include_bias))
 
 
@@ -154,6 +191,28 @@ def _scod_fit(rank: int | None, prior_std: float, include_bias: bool) -> Fit:
         )
 
     return Fit((MOMENTS,), finalize)
+
+
+@functools.cache
+def _parameters_fit(
+    options: tuple[tuple[str, Any], ...], rank: int | None, prior_std: float
+) -> Fit:
+    reading = Reading(f"logit_derivatives({dict(options)})", _logit_derivatives, options=options)
+
+    def finalize(head: LinearHead, found: Read) -> jax.Array:
+        return posterior_root(found.value, 1, rank=rank, prior_std=prior_std, include_bias=False)
+
+    return Fit((of_reading(MOMENTS, reading),), finalize)
+
+
+def _logit_derivatives(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
+    assert batch.images is not None
+    return scores.logit_derivatives(model, batch.images, **options)
+
+
+def _scod_of_parameters(state: jax.Array, model: Model, batch: Batch, **options: Any) -> jax.Array:
+    assert batch.images is not None
+    return scores.scod_of_parameters(model, batch.images, state, **options)
 
 
 def _scod(state: jax.Array, model: Model, batch: Batch) -> jax.Array:

@@ -154,6 +154,28 @@ def layer_gradients(*, select: str | Sequence[str]) -> Reading:
     return Reading("layer_gradients", _layer_gradients, options={"select": select})
 
 
+@builder
+def gradient_projection(
+    *, directions: int = 64, select: str | Sequence[str] | None = None, seed: int = 0
+) -> Reading:
+    """The energy's gradient by many parameters, seen from random directions, as features.
+
+    Read before a detector of features, `gradient_projection+knn`, and alone before `gaussian`. No
+    gradient is formed. About two forward passes a direction; see `scores.gradient_projection`.
+
+    Args:
+        directions: how many.
+        select: which parameters, by a path pattern or several; all by default.
+        seed: of the directions.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    check_count("directions", directions)
+    options = {"directions": directions, "select": select, "seed": seed}
+    return Reading("gradient_projection", _gradient_projection, options=options)
+
+
 @functools.cache
 def _coverage(reading: Reading, bins: int, usual: float) -> Fit:
     def finalize(head: LinearHead, found: Read) -> Coverage:
@@ -254,6 +276,10 @@ def _layer_features(state: None, model: Model, batch: Batch, **options: Any) -> 
 
 def _layer_gradients(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
     return scores.layer_gradients(model, _images(batch), **options)
+
+
+def _gradient_projection(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
+    return scores.gradient_projection(model, _images(batch), **options)
 
 
 def _images(batch: Batch) -> jax.Array:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, get_args
 
+from gradnorm_jax.detectors.activations import gram, rankfeat
 from gradnorm_jax.detectors.classes import cadref, fdbd, nci, she
 from gradnorm_jax.detectors.curvature import (
     exgrad,
@@ -30,6 +31,7 @@ from gradnorm_jax.detectors.grood import grood
 from gradnorm_jax.detectors.inner import (
     gaia_a,
     gaia_z,
+    gradient_projection,
     layer_features,
     layer_gradients,
     layer_norms,
@@ -132,8 +134,11 @@ _ROWS = (
     Row(gaia_a, "inner", "Chen et al. 2023, arXiv:2311.09620"),
     Row(nac_layers, "inner", "Liu et al. 2024, arXiv:2306.02879"),
     Row(mahalanobis_layers, "inner", "Lee et al. 2018, arXiv:1807.03888"),
+    Row(rankfeat, "inner", "Song et al. 2022, arXiv:2209.08590"),
+    Row(gram, "inner", "Sastry & Oore 2020, arXiv:1912.12510"),
     Row(layer_norms, "inner", "Dauncey et al. 2024, arXiv:2403.01485"),
     Row(layer_features, "inner", "Lee et al. 2018, arXiv:1807.03888"),
+    Row(gradient_projection, "inner", "Wu et al. 2023, arXiv:2310.17163"),
     Row(layer_gradients, "inner", "Seleznova et al. 2025, arXiv:2505.16017", {"select": "head"}),
 )
 DETECTORS: Mapping[str, Row] = {row.build.__name__: row for row in _ROWS}

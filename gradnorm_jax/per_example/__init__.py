@@ -9,7 +9,7 @@ The loss of one example is traced to a program, in which three things change bef
 - the examples are split over devices before the compiler sees them (`placement`).
 
 In the same program, layers are found from where their parameters meet the data (`sites`), and what
-passes through them is read on the way (`passes`): taps (`tapping`).
+passes through them is read on the way (`passes`): taps (`tapping`). Or it is replaced (`editing`).
 """
 
 from gradnorm_jax.norms import combine_norms
@@ -19,15 +19,18 @@ from gradnorm_jax.per_example.api import (
     per_example_grads,
     per_example_reduce,
 )
+from gradnorm_jax.per_example.editing import Edit, edited
 from gradnorm_jax.per_example.engine import FallbackWarning
 from gradnorm_jax.per_example.passes import Tap
 from gradnorm_jax.per_example.tapping import taps
 
 __all__ = [
+    "Edit",
     "FallbackWarning",
     "LossFn",
     "Tap",
     "combine_norms",
+    "edited",
     "per_example_grad_norms",
     "per_example_grads",
     "per_example_reduce",

@@ -94,7 +94,7 @@ def norm_without_gradient(entry: ParameterUse, *, ord: float) -> Norm | None:
         return None
 
     def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
-        return product_norm(*_matrices(entry, other, cotangent), ord=ord)
+        return product_norm(*matrices(entry, other, cotangent), ord=ord)
 
     return norm
 
@@ -220,10 +220,10 @@ def _sizes(entry: ParameterUse) -> tuple[int, int, int]:
     return rows, kernel.size // max(1, fan_out), fan_out
 
 
-def _matrices(
+def matrices(
     entry: ParameterUse, other: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """X `[R, K]` and G `[R, O]`."""
+    """X `[R, K]` and G `[R, O]` of a product, for convolutions without groups."""
     params = entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         return convolution.as_matrices(other, shape_of(entry.variable), cotangent, params)

@@ -83,6 +83,22 @@ def both_ways(
     return {name: tap._replace(cotangent=found[name].cotangent) for name, tap in forward.items()}
 
 
+def edit_outputs(sites: Sites, edit: Partial, operands: list[Any]) -> list[Any]:
+    """The results for one example, of a program that goes on from what `edit` makes of outputs."""
+
+    def step(site: Site, x: Any, y: jax.Array, probe: None, readings: dict[str, Any]) -> jax.Array:
+        before = _of_one(y)
+        after: jax.Array = edit(site.name, before)
+        if (after.shape, after.dtype) != (before.shape, before.dtype):
+            raise TypeError(
+                f"edit must return an array like the output of {site.name}, "
+                f"{before.dtype}{list(before.shape)}; it returned {after.dtype}{list(after.shape)}"
+            )
+        return after.reshape(y.shape)
+
+    return _run(sites, step, {}, operands)[0]
+
+
 def _tap(what: Collection[What], *values: Any) -> Tap:
     """The record of those values that are asked for, without the axis of a batch of one."""
     named = zip(Tap._fields, values, strict=False)

@@ -42,10 +42,23 @@ def trace_loss(loss_fn: Callable[..., jax.Array], params: Params, example: Any) 
             )
         return losses[0]
 
-    operands = jax.tree.leaves((loss_fn, params, example))
-    program = jax.make_jaxpr(loss)(loss_fn, params, example)
+    return _trace(loss, loss_fn, params, example)
+
+
+def trace_function(function: Callable[..., Any], params: Params, example: Any) -> Program:
+    """The program `(function's arrays, params, example) -> results` of one example, inlined."""
+
+    def results(function: Callable[..., Any], params: Params, example: Any) -> Any:
+        outputs = function(params, jax.tree.map(lambda x: x[None], example))
+        return jax.tree.map(lambda x: x[0], outputs)
+
+    return _trace(results, function, params, example)
+
+
+def _trace(function: Callable[..., Any], *arguments: Any) -> Program:
+    program = jax.make_jaxpr(function)(*arguments)
     inlined = functools.partial(inline_calls, program, convolution.plain_rule)
-    return jax.make_jaxpr(inlined)(*operands)
+    return jax.make_jaxpr(inlined)(*jax.tree.leaves(arguments))
 
 
 def batchable_rule(equation: core.JaxprEqn) -> Rule | None:

@@ -48,15 +48,20 @@ class Site(NamedTuple):
         name: of the layer.
         input: the variable that goes in.
         output: the variable that comes out.
-        is_product: whether it begins with a product by a parameter: a dense or convolutional layer.
+        equation: what it begins with.
         parameters: paths of those that it takes.
     """
 
     name: str
     input: Any
     output: Any
-    is_product: bool
+    equation: core.JaxprEqn
     parameters: frozenset[str]
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it begins with a product by a parameter: a dense or convolutional layer."""
+        return self.equation.primitive.name in _PRODUCTS
 
 
 class Sites(NamedTuple):
@@ -146,8 +151,7 @@ def _site(graph: Graph, name: str, first: int, output: Any, parameters: Iterable
     source = graph.common_source(graph.data(graph.whole(first)))
     if source is None:
         raise ValueError(f"what enters {name} comes from several inputs: tap it by position")
-    is_product = graph.name(first) in _PRODUCTS
-    return Site(name, source, output, is_product, frozenset(parameters))
+    return Site(name, source, output, graph.equations[first], frozenset(parameters))
 
 
 def _layers(graph: Graph, leaves: frozenset[str]) -> tuple[list[Site], tuple[Loop, ...]]:

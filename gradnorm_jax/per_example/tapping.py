@@ -9,6 +9,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import AbstractMesh, Mesh
 from jax.tree_util import Partial
 
+from gradnorm_jax.jaxprs import Program
 from gradnorm_jax.losses import kl_to_uniform
 from gradnorm_jax.per_example.analysis import Origins
 from gradnorm_jax.per_example.passes import Tap, What, both_ways, forward
@@ -84,18 +85,17 @@ def taps(
     kinds = frozenset(what)
     if not kinds or kinds - {"input", "output", "cotangent"}:
         raise ValueError(f"what must be of input, output and cotangent, got {sorted(what)}")
-    chosen = select if select is None or callable(select) else _as_tuple(select)
-    made = None if reduce is None else _as_partial(reduce)
-    read = functools.partial(_read, reduce=made, select=chosen, what=kinds)
+    made = None if reduce is None else as_partial(reduce)
+    read = functools.partial(_read, reduce=made, select=as_hashable(select), what=kinds)
     if not isinstance(model_or_loss, Model):
         if scalar is not None:
             raise ValueError("a loss is its own scalar; give scalar only for a Model")
-        loss_fn = Partial(_loss_of, _as_partial(model_or_loss))
+        loss_fn = Partial(_loss_of, as_partial(model_or_loss))
         return lambda params, batch: read(
             loss_fn, Variables(params), batch, placement=find_placement(batch, mesh)
         )
     model = model_or_loss
-    of_model = Partial(_scalar_of, model.function, _as_partial(scalar or _kl))
+    of_model = Partial(_scalar_of, model.function, as_partial(scalar or _kl))
     return lambda images: read(
         of_model, model.variables, images, placement=find_placement(images, mesh)
     )
@@ -104,14 +104,20 @@ def taps(
 def layer_sites(model: Model, images: Any, select: Select = None) -> list[Site]:
     """The layers that `taps` would read of a model, in the order of execution."""
     loss_fn = Partial(_scalar_of, model.function, Partial(_kl))
-    return _find(loss_fn, model.variables, images, select).all()
+    return find_in(trace_loss, loss_fn, model.variables, images, select).all()
+
+
+def as_hashable(select: Select) -> Select:
+    """A selection as `taps` takes it: patterns as a tuple."""
+    return select if select is None or callable(select) else _as_tuple(select)
 
 
 def _as_tuple(select: Any) -> tuple[str, ...]:
     return (select,) if isinstance(select, str) else tuple(select)
 
 
-def _as_partial(function: Callable[..., Any]) -> Partial:
+def as_partial(function: Callable[..., Any]) -> Partial:
+    """A function as a pytree whose leaves are the arrays bound to it."""
     return function if isinstance(function, Partial) else Partial(function)
 
 
@@ -143,7 +149,7 @@ def _read(
 ) -> dict[str, Any]:
     def share_fn(shared: Any, batch: Any) -> dict[str, Any]:
         loss_fn, variables, reduce = as_varying(shared)
-        sites = _find(loss_fn, variables, batch, select)
+        sites = find_in(trace_loss, loss_fn, variables, batch, select)
         fixed = jax.tree.leaves((loss_fn, variables))
         read = forward if "cotangent" not in what else both_ways
 
@@ -155,12 +161,19 @@ def _read(
     return spread(share_fn, placement)((loss_fn, variables, reduce), batch)
 
 
-def _find(loss_fn: Partial, variables: Variables, batch: Any, select: Select) -> Sites:
+def find_in(
+    trace: Callable[..., Program],
+    function: Partial,
+    variables: Variables,
+    batch: Any,
+    select: Select,
+) -> Sites:
+    """What is selected in the program that `trace` makes of a function of one example."""
     example = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), batch)
-    program = trace_loss(loss_fn, variables, example)
+    program = trace(function, variables, example)
     params = leaves_by_name(variables.params)
     origins = [
-        *[frozenset[str]() for _ in jax.tree.leaves(loss_fn)],
+        *[frozenset[str]() for _ in jax.tree.leaves(function)],
         *[frozenset({path}) for path in params],
         *_origins_of_state(variables.state, params),
         *[None for _ in jax.tree.leaves(batch)],

@@ -33,6 +33,7 @@ from gradnorm_jax.scores.gradient_subspace import (
     gradpca,
     gradpca_max,
 )
+from gradnorm_jax.scores.gram import GramFit, GramRanges, gram, gram_deviations, gram_rows
 from gradnorm_jax.scores.grood import GroodBank, Prototypes, grood, prototype_gradient
 from gradnorm_jax.scores.inner import (
     Coverage,
@@ -51,6 +52,7 @@ from gradnorm_jax.scores.layer_distances import (
     layer_distances,
     mahalanobis_layers,
 )
+from gradnorm_jax.scores.layer_subspace import gradorth_of_layers, layer_inputs
 from gradnorm_jax.scores.neighbors import knn, nnguide
 from gradnorm_jax.scores.neurons import NeuronCoverage, gsc, nac
 from gradnorm_jax.scores.output import (
@@ -64,6 +66,12 @@ from gradnorm_jax.scores.output import (
 )
 from gradnorm_jax.scores.perturbation import adascale, adascale_shift, approximate_mass, pro
 from gradnorm_jax.scores.posterior import HeadFisher, Leverage, fisher_mahalanobis, pnml, scod
+from gradnorm_jax.scores.projection import (
+    gradient_projection,
+    logit_derivatives,
+    scod_of_parameters,
+)
+from gradnorm_jax.scores.rankfeat import rankfeat
 from gradnorm_jax.scores.rectify import (
     ash_b,
     ash_p,
@@ -84,6 +92,8 @@ __all__ = [
     "Coverage",
     "Densities",
     "DiagonalGaussian",
+    "GramFit",
+    "GramRanges",
     "GroodBank",
     "HeadFisher",
     "LayerRegression",
@@ -118,12 +128,17 @@ __all__ = [
     "gen",
     "gini",
     "grad_uncertainty",
+    "gradient_projection",
     "gradnorm",
     "gradnorm_by_autodiff",
     "gradnorm_of_parameters",
     "gradorth",
+    "gradorth_of_layers",
     "gradpca",
     "gradpca_max",
+    "gram",
+    "gram_deviations",
+    "gram_rows",
     "grood",
     "gsc",
     "kl_matching",
@@ -131,7 +146,9 @@ __all__ = [
     "layer_distances",
     "layer_features",
     "layer_gradients",
+    "layer_inputs",
     "layer_norms",
+    "logit_derivatives",
     "mahalanobis",
     "mahalanobis_layers",
     "max_logit",
@@ -149,12 +166,14 @@ __all__ = [
     "pnml",
     "pro",
     "prototype_gradient",
+    "rankfeat",
     "react",
     "relative_mahalanobis",
     "residual",
     "residual_norm",
     "scale",
     "scod",
+    "scod_of_parameters",
     "she",
     "smoothed_prediction",
     "vim",

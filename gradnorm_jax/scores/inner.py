@@ -12,6 +12,7 @@ from gradnorm_jax.per_example.sites import AFTER, operations
 from gradnorm_jax.per_example.tapping import layer_sites
 from gradnorm_jax.scores.arrays import project
 from gradnorm_jax.scores.gradient import kl_loss
+from gradnorm_jax.scores.projection import joined_rows
 from gradnorm_jax.types import Model, Outputs, Variables, linear_head
 
 Layers = Sequence[str] | int
@@ -119,9 +120,7 @@ def layer_gradients(model: Model, images: jax.Array, *, select: str | Sequence[s
         `[B, P]`, of P entries.
     """
     loss = jax.tree_util.Partial(_sum_of_logits, model.function, model.state)
-    gradients = per_example_grads(loss, model.params, images, select=select)
-    rows = [to_float32_at_least(gradients[path]) for path in sorted(gradients)]
-    return jnp.concatenate([x.reshape(len(x), -1) for x in rows], axis=1)
+    return joined_rows(per_example_grads(loss, model.params, images, select=select))
 
 
 def _sum_of_logits(function: Any, state: Any, params: Any, images: jax.Array) -> jax.Array:

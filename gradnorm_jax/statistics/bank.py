@@ -53,7 +53,7 @@ def bank(size: int = SIZE) -> Statistic:
     """
 
     def update(value: Bank, examples: Examples) -> Bank:
-        keys = _hash(examples.positions)
+        keys = hash_positions(examples.positions)
         if len(value.rows.keys) == size:
             examples = Examples(*(x[keys < value.rows.keys[-1]] for x in examples))
         pending = _concatenate(value.pending, _rows(examples))
@@ -89,7 +89,7 @@ def _rows(examples: Examples) -> Rows:
     largest = logits.max(axis=1, keepdims=True, initial=-np.inf)
     energies = largest[:, 0] + np.log(np.exp(logits - largest).sum(axis=1))
     return Rows(
-        _hash(examples.positions),
+        hash_positions(examples.positions),
         np.asarray(examples.features, np.float32),
         energies,
         np.asarray(examples.labels, np.int32),
@@ -104,8 +104,11 @@ def _none(head: LinearHead) -> Bank:
     return Bank(np.array(0), _rows(examples), _rows(examples))
 
 
-def _hash(positions: np.ndarray) -> np.ndarray:
-    """The mixing of SplitMix64 (Steele, Lea, Flood 2014): no two positions have the same hash."""
+def hash_positions(positions: np.ndarray) -> np.ndarray:
+    """Numbers from 0 to 2^64 by which to sample, whatever the order: `[B]` int64 -> `[B]` uint64.
+
+    The mixing of SplitMix64 (Steele, Lea, Flood 2014): no two positions have the same hash.
+    """
     x = positions.astype(np.uint64) + np.uint64(0x9E3779B97F4A7C15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

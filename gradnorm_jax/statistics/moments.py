@@ -28,8 +28,9 @@ class Moments(NamedTuple):
 
 
 def moments(features: ArrayLike) -> Moments:
-    """The moments of features `[N, D]`, in float64."""
+    """The moments of features `[N, D]`, or of the rows of any `[..., D]`, in float64."""
     features = np.asarray(features, np.float64)
+    features = features.reshape(-1, features.shape[-1])
     return Moments(np.array(float(len(features))), features.sum(axis=0), features.T @ features)
 
 

@@ -28,7 +28,9 @@ class Read(NamedTuple):
 
 @functools.cache
 def of_reading(statistic: Statistic, reading: Any) -> Statistic:
-    """The statistic of rows `[B, K]` that are read of the network, in place of features.
+    """The statistic of rows that are read of the network, in place of features.
+
+    They are `[B, K]`, or `[B, R, K]` where an image has R of them.
 
     Args:
         statistic: one that looks at features, logits and labels.
@@ -47,7 +49,7 @@ def of_reading(statistic: Statistic, reading: Any) -> Statistic:
 
     def update(value: Read, examples: Examples) -> Read:
         if not value.width:
-            value = start(examples.features.shape[1], int(value.classes), value.known)
+            value = start(examples.features.shape[-1], int(value.classes), value.known)
         return value._replace(value=statistic.update(value.value, examples))
 
     def merge(left: Read, right: Read) -> Read:

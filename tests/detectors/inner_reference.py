@@ -9,6 +9,10 @@ from jax import lax
 from scipy import special, stats
 from sklearn.linear_model import LogisticRegression
 
+from gradnorm_jax.scores.projection import random_direction, random_rows
+from gradnorm_jax.statistics.gram_ranges import is_held_out
+from gradnorm_jax.tree import leaves_by_name
+
 CLASSES, CHANNELS, SIZE = 4, 6, 6
 PARTS = ("stem", "block1", "block2", "last")
 
@@ -125,13 +129,65 @@ class Loop:
     def approximate_mass(self, image):
         return -np.linalg.norm(self._input_gradient(jax.nn.logsumexp)(image))
 
-    def pro(self, image):
+    def pro(self, image, score, steps, epsilon):
         found = []
-        for _ in range(3):
-            p = special.softmax(self.logits(image))
-            found.append((p * np.log(p)).sum())
-            image = image - 0.0014 * jnp.sign(self._input_gradient(_negative_entropy)(image))
-        return min(found)
+        for _ in range(steps):
+            found.append(float(score(jnp.asarray(self.logits(image)))))
+            image = image - epsilon * jnp.sign(self._input_gradient(score)(image))
+        return min(*found, float(score(jnp.asarray(self.logits(image)))))
+
+    def map(self, name, image):
+        """The activations `[channels, positions]` of a part."""
+        found = np.asarray(self._outputs(image)[2][name][0], np.float64)
+        return found.reshape(-1, found.shape[-1]).T
+
+    @functools.cached_property
+    def _logits_with_probes(self):
+        return jax.jit(lambda image, probes: forward(self.params, image[None], probes)[1][0])
+
+    def rankfeat(self, image):
+        seen, found = self._outputs(image)[2], []
+        for name in ("after:block2", "after:last"):
+            u, s, vt = np.linalg.svd(self.map(name, image))
+            first = (s[0] * np.outer(u[:, 0], vt[0])).T.reshape(seen[name].shape)
+            probes = jax.tree.map(jnp.zeros_like, seen) | {name: jnp.asarray(-first)}
+            found.append(np.asarray(self._logits_with_probes(image, probes), np.float64))
+        return special.logsumexp(np.mean(found, axis=0))
+
+    def _grams(self, image):
+        """By layer, of the first three powers the rows' sums of whole Gram matrices."""
+        found = []
+        for name in ("after:block2", "after:last"):
+            powers = [self.map(name, image) ** p for p in (1, 2, 3)]
+            sums = [(x @ x.T).sum(axis=1) for x in powers]
+            roots = [np.sign(g) * np.abs(g) ** (1 / p) for p, g in enumerate(sums, 1)]
+            found.append(np.concatenate(roots))
+        return np.array(found)
+
+    @functools.cached_property
+    def _train_grams(self):
+        held_out = is_held_out(np.arange(len(self.train)), 0.3)
+        grams = np.array([self._grams(image) for image in self.train])
+        predicted = np.array([self.logits(image).argmax() for image in self.train])
+        return grams, predicted, held_out
+
+    def _deviations(self, gram, predicted, per_class):
+        grams, others, held_out = self._train_grams
+        known = grams[~held_out & ((others == predicted) | (not per_class))]
+        low, high = known.min(axis=0), known.max(axis=0)
+        off = np.maximum(low - gram, 0) / np.abs(low + 1e-6)
+        return (off + np.maximum(gram - high, 0) / np.abs(high + 1e-6)).sum(axis=1)
+
+    @functools.cache  # noqa: B019
+    def _mean_deviations(self, per_class):
+        grams, predicted, held_out = self._train_grams
+        pairs = zip(grams[held_out], predicted[held_out], strict=True)
+        return np.mean([self._deviations(*pair, per_class) for pair in pairs], axis=0)
+
+    def gram(self, image, per_class=True):
+        z = self.logits(image)
+        off = self._deviations(self._grams(image), z.argmax(), per_class)
+        return -(off / self._mean_deviations(per_class)).sum() / special.softmax(z).max()
 
     def _shift(self, image):
         gradient = np.asarray(self._input_gradient(jnp.max)(image)).reshape(-1)
@@ -214,6 +270,98 @@ class Loop:
 
         return norms
 
+    @functools.cache  # noqa: B019
+    def _parameter_gradient(self, score):
+        def value(params, image):
+            return score(forward(params, image[None])[1][0])
+
+        return jax.jit(functools.partial(jax.grad(value), self.params))
+
+    def _patches(self, name, image):
+        """The rows that the kernel of a block is multiplied by, `[positions, 9 channels]`."""
+        inner = np.maximum(self._outputs(image)[2][f"{name}/norm"][0], 0)
+        padded = np.pad(np.asarray(inner, np.float64), ((1, 1), (1, 1), (0, 0)))
+        windows = [padded[i : i + SIZE, j : j + SIZE] for i in range(3) for j in range(3)]
+        return np.concatenate(windows, axis=-1).reshape(SIZE**2, -1)
+
+    @functools.cached_property
+    def _input_spaces(self):
+        found = {}
+        for name in ("block1", "block2"):
+            rows = np.concatenate([self._patches(name, image) for image in self.train])
+            _, s, vt = np.linalg.svd(rows, full_matrices=False)
+            count = 1 + np.searchsorted(np.cumsum(s**2) / (s**2).sum(), 0.9)
+            found[name] = vt[:count].T
+        return found
+
+    def gradorth(self, image):
+        gradients = self._parameter_gradient(_kl_of_logits)(image)
+        parts = [
+            space.T @ np.asarray(gradients[name]["conv"]["kernel"]).reshape(9 * CHANNELS, -1)
+            for name, space in self._input_spaces.items()
+        ]
+        return np.sqrt(sum((part**2).sum() for part in parts))
+
+    def _gradient_row(self, image, score=jnp.sum, select=("block2", "conv")):
+        leaves = self._parameter_gradient(score)(image)
+        for key in select:
+            leaves = leaves[key]
+        return np.concatenate([np.ravel(np.asarray(g)) for g in jax.tree.leaves(leaves)])
+
+    @functools.cached_property
+    def _gradient_space(self):
+        rows = np.array([self._gradient_row(image) for image in self.train])
+        means = np.array([rows[self.labels == c].mean(axis=0) for c in range(CLASSES)])
+        centre = means.mean(axis=0)
+        _, s, vt = np.linalg.svd(means - centre, full_matrices=False)
+        count = 1 + np.searchsorted(np.cumsum(s**2) / (s**2).sum(), 0.8)
+        return centre, vt[:count]
+
+    def gradpca(self, image):
+        centre, space = self._gradient_space
+        row = self._gradient_row(image) - centre
+        return ((space @ row) ** 2).sum() / (row**2).sum()
+
+    @functools.cached_property
+    def _directions(self):
+        """Five random ones of block2's parameters, `[5, P]`."""
+        leaves = {
+            "block2/" + path: leaf for path, leaf in leaves_by_name(self.params["block2"]).items()
+        }
+        drawn = [random_direction(3, k, leaves) for k in range(5)]
+        rows = [np.concatenate([np.ravel(x) for x in each.values()]) for each in drawn]
+        return np.array(rows, np.float64) / np.sqrt(5)
+
+    def _projection(self, image):
+        return self._directions @ self._gradient_row(image, jax.nn.logsumexp, ("block2",))
+
+    @functools.cached_property
+    def _train_projections(self):
+        return np.array([self._projection(image) for image in self.train])
+
+    def gradient_projection(self, image):
+        rows = self._train_projections
+        return stats.norm.logpdf(self._projection(image), rows.mean(axis=0), rows.std(axis=0)).sum()
+
+    def _jacobian(self, image, sketch):
+        if sketch == "directions":
+            rows = [self._gradient_row(image, z, ("block2",)) for z in _LOGITS]
+            return np.array(rows) @ self._directions.T
+        rows = np.array([self._gradient_row(image, z, ("block2", "conv", "bias")) for z in _LOGITS])
+        return np.asarray(random_rows(3, 7, CLASSES)) @ rows if sketch == "probes" else rows
+
+    @functools.cache  # noqa: B019
+    def _posterior(self, sketch, rank):
+        jacobians = [self._jacobian(image, sketch) for image in self.train]
+        values, vectors = np.linalg.eigh(sum(j.T @ j for j in jacobians))
+        values[: len(values) - rank] = 0
+        shrunk = values / (values + 1 / (2 * 0.5**2))
+        return 0.5**2 * (np.eye(len(values)) - (vectors * shrunk) @ vectors.T)
+
+    def scod(self, image, sketch=None, rank=4):
+        j = self._jacobian(image, sketch)
+        return -np.trace(j @ self._posterior(sketch, rank) @ j.T)
+
     @functools.cached_property
     def _train_norms(self):
         return np.array([self._norms_of(image) for image in self.train])
@@ -285,6 +433,26 @@ def _log_confidence_of_temperature(logits):
     return jax.nn.log_softmax(logits / 10).max()
 
 
+def _kl_of_logits(logits):
+    return _kl(None, logits)
+
+
+def _logit(number, logits):
+    return logits[number]
+
+
+_LOGITS = [functools.partial(_logit, c) for c in range(CLASSES)]
+
+
+def _negative_gen(logits):
+    p = jax.nn.softmax(logits)
+    return -((p * (1 - p)) ** 0.1).sum()
+
+
+def _confidence(logits):
+    return jax.nn.softmax(logits).max()
+
+
 def _negative_entropy(logits):
     log_p = jax.nn.log_softmax(logits)
     return (jnp.exp(log_p) * log_p).sum()
@@ -309,7 +477,9 @@ def _sum_of_log_p(features, logits):
 SCORES = {
     "odin(temperature=10,epsilon=0.002,input_std=[0.5,0.25,0.2])": Loop.odin,
     "approximate_mass": Loop.approximate_mass,
-    "pro": Loop.pro,
+    "pro": lambda s, x: s.pro(x, _negative_entropy, 2, 0.0014),
+    "pro(base=msp)": lambda s, x: s.pro(x, _confidence, 1, 0.003),
+    "pro(base=gen)": lambda s, x: s.pro(x, _negative_gen, 3, 1e-4),
     "adascale_a(low=20,high=80,k_shift=0.4,k_activation=0.5)": lambda s, x: s.adascale(x, "A"),
     "adascale_l(low=20,high=80,k_shift=0.4,k_activation=0.5)": lambda s, x: s.adascale(x, "L"),
     "gaia_z": Loop.gaia_z,
@@ -318,4 +488,17 @@ SCORES = {
     "layer_norms": Loop.layer_norms,
     "layer_norms+knn(k=3)": Loop.layer_norms_knn,
     "mahalanobis_layers(layers=3,magnitude=0.01)": Loop.mahalanobis,
+    "rankfeat(iterations=400)": Loop.rankfeat,
+    "gram(layers=2,powers=3,held_out=0.3)": Loop.gram,
+    "gram(layers=2,powers=3,held_out=0.3,per_class=false)": lambda s, x: s.gram(x, False),
+    "gradorth(layers=[block1/conv,block2/conv],share=0.9)": Loop.gradorth,
+    "layer_gradients(select=block2/conv)+gradpca(share=0.8)": Loop.gradpca,
+    "gradient_projection(directions=5,select=block2,seed=3)": Loop.gradient_projection,
+    "scod(select=block2/conv/bias,rank=4,prior_std=0.5)": Loop.scod,
+    "scod(select=block2/conv/bias,rank=4,prior_std=0.5,probes=7,seed=3)": (
+        lambda s, x: s.scod(x, "probes")
+    ),
+    "scod(select=block2,rank=4,prior_std=0.5,directions=5,seed=3)": (
+        lambda s, x: s.scod(x, "directions")
+    ),
 }

@@ -51,9 +51,16 @@ def test_every_detector_gives_a_score_per_image(name, model, batch):
         "knn": "(k=2)",
         "nnguide": "(k=2)",
         "layer_gradients": "(select=head)",
+        "gram": "(layers=1,held_out=0.5)",
+        "gradient_projection": "(directions=3)",
+        "rankfeat": "(layers=1)",
         **dict.fromkeys(("nac_layers", "mahalanobis_layers", "layer_features"), "(layers=1)"),
     }
     detector = only(name + options.get(name, ""))
+    if name == "rankfeat":
+        with pytest.raises(ValueError, match="give layers before positions are averaged"):
+            detector.score(None, model, batch)
+        return
     if detector.needs == "network":
         state = gj.fit(detector, model, (np.asarray(batch.images), LABELS)).state
     else:

@@ -11,6 +11,7 @@ from scipy import stats
 import gradnorm_jax as gj
 from gradnorm_jax.detectors import DETECTORS, Batch, parse_detectors
 from gradnorm_jax.evaluation.evaluate import fit_states
+from gradnorm_jax.sharding import batch_mesh
 from tests.detectors import inner_reference as reference
 from tests.detectors.inner_reference import SCORES, make_images, make_params, network
 
@@ -70,6 +71,51 @@ def test_neither_batches_nor_neighbours_nor_precision_matter():
 
 
 @pytest.mark.slow
+def test_the_number_of_devices_does_not_matter():
+    """Neither to what is learned nor to scores, in batches that are filled up."""
+    specs = [spec for spec in SCORES if spec.startswith(("rankfeat", "gram(", "gradorth", "scod"))]
+    specs.append("gradient_projection(directions=5,select=block2,seed=3)")
+    model = model_of(jnp.float32)
+    train, test = (np.asarray(make_images(n, jnp.float32, seed=n)) for n in (40, 13))
+
+    def run(devices):
+        result = gj.evaluate(
+            model,
+            test,
+            {"ood": 1.5 * test},
+            detectors=specs,
+            fit=(train, LABELS),
+            batch_size=8,
+            mesh=batch_mesh(jax.devices()[:devices]),
+            progress=False,
+        )
+        assert not result.not_run
+        return result.scores
+
+    one, two, eight = map(run, (1, 2, 8))
+    for found in (two, eight):
+        for cell, expected in one.items():
+            np.testing.assert_allclose(found[cell], expected, rtol=1e-4, err_msg=cell)
+
+
+def test_gradorth_of_the_last_layer_has_a_closed_form():
+    model, images = model_of(jnp.float32), make_images(12, jnp.float32)
+    layers, closed = (
+        gj.fit(spec, model, images).score(images)
+        for spec in ("gradorth(layers=[head])", "gradorth")
+    )
+    np.testing.assert_allclose(layers, closed, rtol=1e-5)
+
+
+def test_scod_of_the_last_layer_has_a_closed_form():
+    model, images = model_of(jnp.float32), make_images(12, jnp.float32)
+    general, closed = (
+        gj.fit(spec, model, images).score(images) for spec in ("scod(select=head)", "scod")
+    )
+    np.testing.assert_allclose(general, closed, rtol=1e-4)
+
+
+@pytest.mark.slow
 def test_detectors_behind_a_reading():
     model, images = model_of(jnp.float32), make_images(12, jnp.float32)
     mean = gj.Reading("mean", lambda state, model, batch: batch.images.mean(axis=(1, 2)))
@@ -102,6 +148,14 @@ def test_what_cannot_be_had_is_refused():
         gj.scores.gaia_z(model, images)
     with pytest.raises(ValueError, match="last 4 parts of the network are asked for, and it has 1"):
         gj.scores.layer_features(model, images)
+    with pytest.raises(ValueError, match=r"after:body has activations \[4\], a single row"):
+        gj.scores.rankfeat(model, images, layers=1)
+    with pytest.raises(ValueError, match="block2 stands for 2 layers, block2/norm, block2/conv"):
+        gj.scores.layer_inputs(model_of(jnp.float32), images, "block2")
+    with pytest.raises(ValueError, match="block2/norm is no dense layer"):
+        gj.scores.layer_inputs(model_of(jnp.float32), images, "block2/norm")
+    with pytest.raises(ValueError, match=r"none of the training images is held out.*\(held_out\)"):
+        gj.fit("gram(held_out=1e-9)", model_of(jnp.float32), images)
     with pytest.raises(ValueError, match="1 values of steepness are given for 2 layers"):
         gj.scores.neuron_states(model_of(jnp.float32), images, 2, [1.0])
 
@@ -116,6 +170,11 @@ def test_what_cannot_be_had_is_refused():
         ("mahalanobis_layers(layers=0)", "layers must be a whole number, at least 1, got 0"),
         ("mahalanobis_layers(magnitude=-1)", "epsilon must be finite and not negative, got -1.0"),
         ("odin(epsilon=1,input_std=[1,0])", r"input_std must be positive, got \(1.0, 0.0\)"),
+        ("rankfeat(iterations=0)", "iterations must be a whole number, at least 1, got 0"),
+        ("gram(held_out=1)", "held_out must lie between 0 and 1, got 1.0"),
+        ("gradient_projection(directions=0)", "directions must be a whole number, at least 1"),
+        ("scod(probes=3)", "probes are for other parameters than the last layer's"),
+        ("gradorth(layers=[])", "layers must be a whole number, at least 1, got 0"),
         ("layer_norms(ord=0)", "ord must be at least 0.5"),
         ("layer_gradients", "needs its option select"),
     ],
