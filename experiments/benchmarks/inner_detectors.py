@@ -36,7 +36,7 @@ SPECS = (
     "mahalanobis_layers(layers=5,magnitude=0)",
     "rankfeat",
     "gram",
-    "gradient_projection(directions=16)",
+    "gradient_projection",
 )
 
 

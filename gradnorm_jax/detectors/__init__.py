@@ -33,12 +33,14 @@ from gradnorm_jax.detectors.grood import grood
 from gradnorm_jax.detectors.inner import (
     gaia_a,
     gaia_z,
+    mahalanobis_layers,
+    nac_layers,
+)
+from gradnorm_jax.detectors.layer_readings import (
     gradient_projection,
     layer_features,
     layer_gradients,
     layer_norms,
-    mahalanobis_layers,
-    nac_layers,
 )
 from gradnorm_jax.detectors.neighbors import knn, nnguide
 from gradnorm_jax.detectors.neurons import gsc, nac

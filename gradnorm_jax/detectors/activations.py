@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from gradnorm_jax import scores
-from gradnorm_jax.detectors.detector import Batch, Detector, Fit
+from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count
@@ -94,20 +94,19 @@ def _ranges(head: LinearHead, found: Read) -> scores.GramRanges:
 
 
 def _rankfeat(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    assert batch.images is not None
-    return scores.rankfeat(model, batch.images, **options)
+    return scores.rankfeat(model, images_of(batch), **options)
 
 
 def _gram_rows(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    assert batch.images is not None
-    return jnp.concatenate(list(scores.gram_rows(model, batch.images, **options).values()), axis=1)
+    return jnp.concatenate(
+        list(scores.gram_rows(model, images_of(batch), **options).values()), axis=1
+    )
 
 
 def _gram_deviations(
     state: scores.GramRanges, model: Model, batch: Batch, **options: Any
 ) -> jax.Array:
-    assert batch.images is not None
-    rows = scores.gram_rows(model, batch.images, **options)
+    rows = scores.gram_rows(model, images_of(batch), **options)
     return scores.gram_deviations(rows, batch.outputs.logits, state)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 
 from gradnorm_jax import scores
-from gradnorm_jax.detectors.detector import Batch, Detector, Fit
+from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count, check_temperature
@@ -206,13 +206,11 @@ def _parameters_fit(
 
 
 def _logit_derivatives(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    assert batch.images is not None
-    return scores.logit_derivatives(model, batch.images, **options)
+    return scores.logit_derivatives(model, images_of(batch), **options)
 
 
 def _scod_of_parameters(state: jax.Array, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    assert batch.images is not None
-    return scores.scod_of_parameters(model, batch.images, state, **options)
+    return scores.scod_of_parameters(model, images_of(batch), state, **options)
 
 
 def _scod(state: jax.Array, model: Model, batch: Batch) -> jax.Array:

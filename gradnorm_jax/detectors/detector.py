@@ -25,6 +25,12 @@ class Batch(NamedTuple):
     outputs: Outputs
 
 
+def images_of(batch: Batch) -> jax.Array:
+    """The images, which a batch has where `score` has let a detector of the network see it."""
+    assert batch.images is not None
+    return batch.images
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """How a detector's state follows from what is learned of in-distribution training data.

@@ -7,7 +7,7 @@ from typing import Literal
 import jax
 
 from gradnorm_jax import scores
-from gradnorm_jax.detectors.detector import Batch, Detector, Fit
+from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count
@@ -100,15 +100,13 @@ def _layers_fit(layers: tuple[str, ...], share: float) -> Fit:
 
 
 def _inputs(state: None, model: Model, batch: Batch, *, layer: str) -> jax.Array:
-    assert batch.images is not None
-    return scores.layer_inputs(model, batch.images, layer)
+    return scores.layer_inputs(model, images_of(batch), layer)
 
 
 def _gradorth_of_layers(
     state: tuple[jax.Array, ...], model: Model, batch: Batch, *, layers: tuple[str, ...]
 ) -> jax.Array:
-    assert batch.images is not None
-    return scores.gradorth_of_layers(model, batch.images, state, layers=layers)
+    return scores.gradorth_of_layers(model, images_of(batch), state, layers=layers)
 
 
 def _gradorth(state: jax.Array, model: Model, batch: Batch) -> jax.Array:

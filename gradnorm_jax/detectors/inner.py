@@ -1,4 +1,4 @@
-"""Detectors of inner layers: GAIA, NAC, Mahalanobis distances, and readings for others."""
+"""Detectors of inner layers: GAIA, NAC, Mahalanobis distances."""
 
 import functools
 from collections.abc import Sequence
@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from gradnorm_jax import scores
-from gradnorm_jax.detectors.detector import Batch, Detector, Fit
+from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
-from gradnorm_jax.numerics import check_count, check_order, check_step, unit_rows
+from gradnorm_jax.numerics import check_count, check_step
 from gradnorm_jax.scores.inner import Coverage, parts
 from gradnorm_jax.scores.layer_distances import LayerRegression
 from gradnorm_jax.statistics.bank import bank, bank_rows
@@ -110,72 +110,6 @@ def mahalanobis_layers(
     return Detector("mahalanobis_layers", "network", _mahalanobis_layers, fit, options)
 
 
-@builder
-def layer_norms(*, select: str | Sequence[str] | None = None, ord: float = 2.0) -> Reading:
-    """Logarithms of GradNorm, parameter by parameter; see `scores.layer_norms`.
-
-    Read before a detector of features, `layer_norms+knn`, and alone before `gaussian`. About three
-    to five forward passes.
-
-    Args:
-        select: which parameters, by a path pattern or several; all by default.
-        ord: order of the norm.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-    check_order(ord)
-    return Reading("layer_norms", _layer_norms, options={"select": select, "ord": ord})
-
-
-@builder
-def layer_features(*, layers: int | Sequence[str] = 4) -> Reading:
-    """Features of several layers, those of each of length one; see `scores.layer_features`.
-
-    Read before a detector of features: `layer_features+knn`. About one forward pass.
-
-    Args:
-        layers: which, as `taps` selects them, or how many of the last parts of the network.
-    """
-    return Reading("layer_features", _layer_features, options={"layers": layers})
-
-
-@builder
-def layer_gradients(*, select: str | Sequence[str]) -> Reading:
-    """Gradients of the sum of the logits with respect to some parameters, as features.
-
-    Read before a detector of features: `layer_gradients(select=block4/unit03/c)+gradpca` is deep
-    GradPCA. About three forward passes; see `scores.layer_gradients`.
-
-    Args:
-        select: which parameters, by a path pattern or several. What is learned of them is as large
-            as the number of classes times that of their entries.
-    """
-    return Reading("layer_gradients", _layer_gradients, options={"select": select})
-
-
-@builder
-def gradient_projection(
-    *, directions: int = 64, select: str | Sequence[str] | None = None, seed: int = 0
-) -> Reading:
-    """The energy's gradient by many parameters, seen from random directions, as features.
-
-    Read before a detector of features, `gradient_projection+knn`, and alone before `gaussian`. No
-    gradient is formed. About two forward passes a direction; see `scores.gradient_projection`.
-
-    Args:
-        directions: how many.
-        select: which parameters, by a path pattern or several; all by default.
-        seed: of the directions.
-
-    Raises:
-        ValueError: an option is out of range.
-    """
-    check_count("directions", directions)
-    options = {"directions": directions, "select": select, "seed": seed}
-    return Reading("gradient_projection", _gradient_projection, options=options)
-
-
 @functools.cache
 def _coverage(reading: Reading, bins: int, usual: float) -> Fit:
     def finalize(head: LinearHead, found: Read) -> Coverage:
@@ -227,7 +161,7 @@ def _halves(rows: Any) -> tuple[Any, Any]:
 
 def _layer(state: None, model: Model, batch: Batch, *, layer: int | str, count: int) -> jax.Array:
     """Features of one layer, by its name or by which of the last parts of the network it is."""
-    images = _images(batch)
+    images = images_of(batch)
     name = layer if isinstance(layer, str) else parts(model, images, count)[layer]
     return scores.layer_features(model, images, (name,))[name]
 
@@ -235,7 +169,7 @@ def _layer(state: None, model: Model, batch: Batch, *, layer: int | str, count: 
 def _both_distances(
     state: Any, model: Model, batch: Batch, *, noise: float, **options: Any
 ) -> jax.Array:
-    images = _images(batch)
+    images = images_of(batch)
     moved = scores.attacked(model, images, noise=noise)
     found = [scores.layer_distances(model, x, state, **options) for x in (images, moved)]
     return jnp.concatenate(found, axis=1)
@@ -244,44 +178,22 @@ def _both_distances(
 def _mahalanobis_layers(
     state: LayerRegression, model: Model, batch: Batch, **options: Any
 ) -> jax.Array:
-    distances = scores.layer_distances(model, _images(batch), state.gaussians, **options)
+    distances = scores.layer_distances(model, images_of(batch), state.gaussians, **options)
     return scores.mahalanobis_layers(distances, state)
 
 
 def _states(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    found = scores.neuron_states(model, _images(batch), **options)
+    found = scores.neuron_states(model, images_of(batch), **options)
     return jnp.concatenate(list(found.values()), axis=1)
 
 
 def _nac_layers(state: Coverage, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.nac_layers(scores.neuron_states(model, _images(batch), **options), state)
+    return scores.nac_layers(scores.neuron_states(model, images_of(batch), **options), state)
 
 
 def _gaia_z(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.gaia_z(model, _images(batch), **options)
+    return scores.gaia_z(model, images_of(batch), **options)
 
 
 def _gaia_a(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.gaia_a(model, _images(batch), **options)
-
-
-def _layer_norms(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.layer_norms(model, _images(batch), **options)
-
-
-def _layer_features(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    found = scores.layer_features(model, _images(batch), **options)
-    return jnp.concatenate([unit_rows(each) for each in found.values()], axis=1)
-
-
-def _layer_gradients(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.layer_gradients(model, _images(batch), **options)
-
-
-def _gradient_projection(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.gradient_projection(model, _images(batch), **options)
-
-
-def _images(batch: Batch) -> jax.Array:
-    assert batch.images is not None
-    return batch.images
+    return scores.gaia_a(model, images_of(batch), **options)

@@ -24,7 +24,7 @@ def gradient_projection(
     model: Model,
     images: jax.Array,
     *,
-    directions: int = 64,
+    directions: int = 16,
     select: Select = None,
     seed: int = 0,
 ) -> jax.Array:
