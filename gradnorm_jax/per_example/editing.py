@@ -68,6 +68,9 @@ class _Edited:
                 results = edit_outputs(sites, edit, [*fixed, image])
                 return jax.tree.unflatten(structure, results)
 
+            if len(images) == 1:
+                # Traced in turn, for taps say, its layers have one axis for the batch, not two.
+                return jax.tree.map(lambda x: x[None], of_example(images[0]))
             return jax.vmap(of_example)(images)
 
         return spread(share_fn, find_placement(images, None))((function, edit, variables), images)

@@ -1,5 +1,6 @@
 """Counts, sums and products of features: means, covariances and principal axes follow from them."""
 
+import math
 from typing import Any, NamedTuple, TypeVar
 
 import jax.numpy as jnp
@@ -30,7 +31,7 @@ class Moments(NamedTuple):
 def moments(features: ArrayLike) -> Moments:
     """The moments of features `[N, D]`, or of the rows of any `[..., D]`, in float64."""
     features = np.asarray(features, np.float64)
-    features = features.reshape(-1, features.shape[-1])
+    features = features.reshape(math.prod(features.shape[:-1]), features.shape[-1])
     return Moments(np.array(float(len(features))), features.sum(axis=0), features.T @ features)
 
 

@@ -182,7 +182,7 @@ class Loop:
     def _mean_deviations(self, per_class):
         grams, predicted, held_out = self._train_grams
         pairs = zip(grams[held_out], predicted[held_out], strict=True)
-        return np.mean([self._deviations(*pair, per_class) for pair in pairs], axis=0)
+        return 1e-7 + np.mean([self._deviations(*pair, per_class) for pair in pairs], axis=0)
 
     def gram(self, image, per_class=True):
         z = self.logits(image)
