@@ -64,9 +64,9 @@ def test_neither_batches_nor_neighbours_nor_precision_matter():
     with jax.enable_x64(True):
         together = fit_and_score(SCORES, jnp.float64)
     for spec, found in alone.items():
-        # A density of logarithms is steep, and so are distances between points close together:
-        # they have the errors of norms many times.
-        rtol = 1e-4 if "layer_norms" in spec else 1e-5
+        # A density of logarithms is steep, and so are distances between points close together, and
+        # from the end of a range just outside of it: they have the errors of norms many times.
+        rtol = 1e-4 if "layer_norms" in spec or "gram(" in spec else 1e-5
         np.testing.assert_allclose(found[0], together[spec][0], rtol=rtol, err_msg=spec)
 
 
@@ -154,8 +154,6 @@ def test_what_cannot_be_had_is_refused():
         gj.scores.layer_inputs(model_of(jnp.float32), images, "block2")
     with pytest.raises(ValueError, match="block2/norm is no dense layer"):
         gj.scores.layer_inputs(model_of(jnp.float32), images, "block2/norm")
-    with pytest.raises(ValueError, match=r"none of the training images is held out.*\(held_out\)"):
-        gj.fit("gram(held_out=1e-9)", model_of(jnp.float32), images)
     with pytest.raises(ValueError, match="1 values of steepness are given for 2 layers"):
         gj.scores.neuron_states(model_of(jnp.float32), images, 2, [1.0])
 

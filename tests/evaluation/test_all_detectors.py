@@ -14,7 +14,13 @@ from tests.evaluation.networks import inputs, labels
 pytestmark = pytest.mark.slow
 
 
-INNER = ["adascale_a", "nac_layers(layers=2)", "mahalanobis_layers(layers=2,magnitude=0)"]
+INNER = [
+    "adascale_a",
+    "nac_layers(layers=2)",
+    "mahalanobis_layers(layers=2,magnitude=0)",
+    "gram(layers=2)",
+    "gradorth(layers=[block2/conv])",
+]
 """Of inner layers, those that learn: in one pass of the training data, or two."""
 
 ROUNDING = {"weiper": 5e-4}

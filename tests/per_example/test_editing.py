@@ -42,6 +42,7 @@ def test_the_network_goes_on_from_the_edit(name, x64):
         np.testing.assert_allclose(value, wanted, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_an_edited_model_is_a_model(x64):
     """Tapped, differentiated and edited again."""
     model, images = model_of(jnp.float64), reference.make_images(BATCH, jnp.float64)
