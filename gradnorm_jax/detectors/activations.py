@@ -27,7 +27,7 @@ from gradnorm_jax.types import LinearHead, Model
 def rankfeat(*, layers: int | Sequence[str] = 2, iterations: int = 20) -> Detector:
     """Energy without the first singular component of activations; see `scores.rankfeat`.
 
-    About a forward pass a layer.
+    At most about a forward pass a layer.
 
     Args:
         layers: which, as `taps` selects them, or how many of the last parts of the network.
@@ -51,7 +51,7 @@ def gram(
 ) -> Detector:
     """Deviation of Gram matrices from those of training images; see `scores.gram`.
 
-    About one forward pass. Fitted in two passes, of ranges and then of deviations, which need no
+    About one forward pass, two in a small network. Fitted in two passes, of ranges and then of deviations, which need no
     labels. Of K = powers x channels of all layers, the ranges are two matrices `[C, K]`: 0.3 GB for
     a ResNet-50 and 1,000 classes.
 

@@ -19,6 +19,10 @@ from gradnorm_jax.scores.inner import Layers, parts
 from gradnorm_jax.types import Model
 
 
+_OF_RANGES, _OF_MEANS = 1e-6, 1e-7
+"""What the authors add to ends of ranges and to means before they divide by them."""
+
+
 class GramRanges(NamedTuple):
     """Between what values training images have the row sums of Gram matrices.
 
@@ -110,19 +114,17 @@ def gram_deviations(rows: dict[str, jax.Array], logits: ArrayLike, ranges: GramR
         predicted = z.argmax(axis=1)
         low, high = low[predicted], high[predicted]
     g = jnp.concatenate(found, axis=1)
-    off = jax.nn.relu(low - g) / jnp.abs(low + _EPSILON)
-    off += jax.nn.relu(g - high) / jnp.abs(high + _EPSILON)
+    off = jax.nn.relu(low - g) / jnp.abs(low + _OF_RANGES)
+    off += jax.nn.relu(g - high) / jnp.abs(high + _OF_RANGES)
     ends = [sum(x.shape[1] for x in found[: i + 1]) for i in range(len(found))]
     return jnp.stack([x.sum(axis=1) for x in jnp.split(off, ends[:-1], axis=1)], axis=1)
-
-
-_EPSILON = 1e-6
 
 
 def gram(deviations: ArrayLike, logits: ArrayLike, scale: ArrayLike) -> jax.Array:
     r"""Negative deviation of Gram matrices from those of training images.
 
-    .. math:: S = -\frac{1}{\max_c p_c} \sum_l \frac{\delta_l}{E \, \delta_l}
+    .. math:: S = -\frac{1}{\max_c p_c} \sum_l \frac{\delta_l}{E \, \delta_l +
+        10^{-7}}
 
     Args:
         deviations: `[B, L]`, from `gram_deviations`.
@@ -142,4 +144,4 @@ def gram(deviations: ArrayLike, logits: ArrayLike, scale: ArrayLike) -> jax.Arra
         as_rows("deviations", deviations, "L"), as_rows("logits", logits, "C"), scale
     )
     confidence = jax.nn.softmax(z).max(axis=1)
-    return -(rows / (mean + 1e-7)[None]).sum(axis=1) / confidence
+    return -(rows / (mean + _OF_MEANS)[None]).sum(axis=1) / confidence

@@ -91,8 +91,8 @@ def scod(features: ArrayLike, posterior_root: ArrayLike) -> jax.Array:
     References:
         Sharma, Azizan, Pavone (2021), https://arxiv.org/abs/2102.12567 (SCOD); Miani, Beretta,
         Hauberg (2024), "Sketched Lanczos uncertainty score", https://arxiv.org/abs/2409.15008
-        (SLU). Both sketch the whole network; this is exact, and of the last layer alone. The
-        scale is SLU's.
+        (SLU). Both sketch the whole network, as `scod_of_parameters` can; this is exact, and of
+        the last layer alone. The scale is SLU's.
     """
     h, root = as_fitted_features(
         features, as_matrix("posterior_root", posterior_root, "D (+ 1), R")

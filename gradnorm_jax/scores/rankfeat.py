@@ -22,7 +22,7 @@ def rankfeat(
 
     where X_l `[channels, positions]` are the activations of layer l, in whose place the network
     goes on from what is left of them, one layer at a time. The component is found by power
-    iteration from a fixed start, for each image by itself. Costs a forward pass a layer.
+    iteration from a fixed start, for each image by itself. Costs at most a forward pass a layer.
 
     Args:
         model: the network, whose activations have their channels last.
