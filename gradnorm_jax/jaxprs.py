@@ -103,6 +103,34 @@ def scan_sizes(equation: core.JaxprEqn) -> tuple[int, int]:
     return count_alike(equation.invars, inner.invars) - carried, carried
 
 
+def run_scan(
+    equation: core.JaxprEqn, turn: Callable[..., tuple[list[Any], Any]], beside: Any, *operands: Any
+) -> tuple[list[Any], Any]:
+    """A `jax.lax.scan` that takes and gives something more in every turn.
+
+    Args:
+        equation: of the loop.
+        turn: `(beside, *operands of the body) -> (results of the body, found)`.
+        beside: pytree of arrays, a row for each turn.
+        *operands: of the loop.
+
+    Returns:
+        The results of the loop, and what is found, a row for each turn.
+    """
+    fixed, carried = scan_sizes(equation)
+    carry = list(operands[fixed : fixed + carried])
+    rows = (beside, list(operands[fixed + carried :]))
+
+    def step(carry: list[Any], row: tuple[Any, list[Any]]) -> tuple[list[Any], Any]:
+        beside, xs = row
+        results, found = turn(beside, *operands[:fixed], *carry, *xs)
+        return results[:carried], (results[carried:], found)
+
+    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    carry, (ys, found) = jax.lax.scan(step, carry, rows, **options)
+    return [*carry, *ys], found
+
+
 def body(program: Program) -> core.Jaxpr:
     """The jaxpr without its constants."""
     return cast(core.Jaxpr, getattr(program, "jaxpr", program))
