@@ -53,7 +53,7 @@ def eval_jaxpr(
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     # A part of the program is computed beside the whole, which does what more there is to do.
-    for equation in _needed(jaxpr, wanted, effects=results is None):
+    for equation in needed(program, wanted, effects=results is None):
         rule = rule_for(equation) or own_rule(equation)
         outputs = rule(*map(read, equation.invars))
         if not equation.primitive.multiple_results:
@@ -145,11 +145,13 @@ def _is_program(value: Any) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
-def _needed(jaxpr: core.Jaxpr, results: Sequence[Any], *, effects: bool) -> list[core.JaxprEqn]:
-    """The equations that the results depend on, or that do more than compute, in order."""
+def needed(
+    program: Program, results: Sequence[Any], *, effects: bool = False
+) -> list[core.JaxprEqn]:
+    """The equations that results depend on, in order; with `effects`, those that have some too."""
     wanted = {atom for atom in results if isinstance(atom, core.Var)}
     kept = []
-    for equation in reversed(jaxpr.eqns):
+    for equation in reversed(body(program).eqns):
         if (effects and equation.effects) or not wanted.isdisjoint(equation.outvars):
             kept.append(equation)
             wanted.update(atom for atom in equation.invars if isinstance(atom, core.Var))

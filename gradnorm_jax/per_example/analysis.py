@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from gradnorm_jax.jaxprs import Program, body, called_program, inner_programs, is_call, scan_sizes
+from gradnorm_jax.jaxprs import (
+    Program,
+    body,
+    called_program,
+    inner_programs,
+    is_call,
+    needed,
+    scan_sizes,
+)
 
 Origins = frozenset[str] | None
 """The parameters that a variable comes from; None if it depends on the example as well."""
@@ -112,12 +120,9 @@ def keeps_entries(program: Program, variable: Any) -> bool:
 
 def inputs_of(program: Program, variable: Any) -> set[Any]:
     """The inputs of a program that a variable is made of."""
-    jaxpr = body(program)
-    wanted = {variable}
-    for equation in reversed(jaxpr.eqns):
-        if not wanted.isdisjoint(equation.outvars):
-            wanted.update(atom for atom in equation.invars if isinstance(atom, core.Var))
-    return wanted.intersection(jaxpr.invars)
+    atoms = [atom for equation in needed(program, [variable]) for atom in equation.invars]
+    found = {atom for atom in (variable, *atoms) if isinstance(atom, core.Var)}
+    return found.intersection(body(program).invars)
 
 
 def _without_rule(

@@ -93,9 +93,9 @@ def _warn_of_fallback(loss: Loss) -> None:
     paths = [path for path in loss.selected if path in without_rule]
     if paths:
         warnings.warn(
-            "loops and functions with a derivative rule of their own are differentiated as "
-            "vmap(grad) would, in time and memory; this concerns the per-example gradients of "
-            + ", ".join(paths),
+            "what all turns of a loop share, and functions with their own derivative, are "
+            "differentiated as vmap(grad) would, in time and memory; this concerns the per-example "
+            "gradients of " + ", ".join(paths),
             FallbackWarning,
             stacklevel=2,
         )

@@ -1,6 +1,6 @@
 """Norms of one example's gradients, measured wherever possible without forming them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example.layers import (
+    Norm,
     norm_by_gradient,
     norm_without_gradient,
     with_norm_probe,
@@ -37,10 +38,18 @@ def norm_function(
         for path, shape in shapes.items()
     }
 
-    def measure(place: Place, probe: Any, parameter: Any, *operands: jax.Array) -> jax.Array:
+    norms_by_what_is_done: dict[Hashable, Norm] = {}
+
+    def norm_of(place: Place) -> Norm:
         norm = norm_without_gradient(place.entry, ord=ord) if place.is_parameter else None
-        norm = norm or norm_by_gradient(place.entry, place.make_kernel, ord=ord, in_turn=in_turn)
-        return with_norm_probe(place.entry, norm)(*operands, parameter, probe)
+        # Equal layers share one function, which is traced once.
+        return norm or norms_by_what_is_done.setdefault(
+            place.what_is_done,
+            jax.jit(norm_by_gradient(place.entry, place.make_kernel, ord=ord, in_turn=in_turn)),
+        )
+
+    def measure(place: Place, probe: Any, parameter: Any, *operands: jax.Array) -> jax.Array:
+        return with_norm_probe(place.entry, norm_of(place))(*operands, parameter, probe)
 
     def value(variables: tuple[Any, Any], example: Any) -> jax.Array:
         leaves, probes = variables

@@ -1,13 +1,13 @@
 """Where in a program norms of gradients are measured, in loops and recomputed parts too."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
-from gradnorm_jax.jaxprs import Program, Rule, body, eval_jaxpr, run_scan, scan_sizes
+from gradnorm_jax.jaxprs import Program, Rule, body, eval_jaxpr, needed, run_scan, scan_sizes
 from gradnorm_jax.per_example.analysis import (
     Origins,
     ParameterUse,
@@ -31,6 +31,7 @@ class Place(NamedTuple):
         entry: the product.
         source: the parameter, an input of the program that the product is in.
         make_kernel: `parameter -> kernel`.
+        what_is_done: equal for places at which the same is done to other numbers.
         is_parameter: whether the kernel holds the parameter's entries, in whatever order.
     """
 
@@ -39,6 +40,7 @@ class Place(NamedTuple):
     source: core.Var
     make_kernel: Callable[[jax.Array], jax.Array]
     is_parameter: bool
+    what_is_done: Hashable
 
     @property
     def result(self) -> core.Var:
@@ -99,12 +101,14 @@ def find_places(
     sole = find_entries(program, inputs).sole
     for path, entry in sole.items():
         source = sources[path]
-        needed = inputs_of(program, entry.variable)
-        if is_product(entry) and needed <= {source, *known}:
-            operands = {v: known[v] for v in needed if v is not source}
+        inputs_of_kernel = inputs_of(program, entry.variable)
+        if is_product(entry) and inputs_of_kernel <= {source, *known}:
+            operands = {v: known[v] for v in inputs_of_kernel if v is not source}
             make_kernel = functools.partial(_make_kernel, program, operands, source, entry.variable)
             is_parameter = keeps_entries(program, entry.variable)
-            here[entry.equation.outvars[0]] = Place(path, entry, source, make_kernel, is_parameter)
+            done = _what_is_done(program, entry, source) if inputs_of_kernel == {source} else path
+            place = Place(path, entry, source, make_kernel, is_parameter, done)
+            here[place.result] = place
     inner = {}
     for equation in jaxpr.eqns:
         if equation.primitive.name in _OPENED:
@@ -155,6 +159,20 @@ def _make_kernel(
     operands = [values.get(variable) for variable in body(program).invars]
     (result,) = eval_jaxpr(program, batchable_rule, *operands, results=[kernel])
     return result
+
+
+def _what_is_done(program: Program, entry: ParameterUse, source: core.Var) -> Hashable:
+    """How the kernel is made, and what it multiplies, in words."""
+    names: dict[Any, str] = {source: "parameter"}
+
+    def words(equation: core.JaxprEqn) -> str:
+        results = [names.setdefault(v, f"v{len(names)}") for v in equation.outvars]
+        operands = [names.get(a, "data") if isinstance(a, core.Var) else a for a in equation.invars]
+        shapes = [v.aval for v in (*equation.invars, *equation.outvars)]
+        return f"{equation.primitive} {operands} {results} {shapes} {equation.params}"
+
+    making = needed(program, [entry.variable])
+    return tuple(map(words, [*making, entry.equation]))
 
 
 def _inputs_inside(
