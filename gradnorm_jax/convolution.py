@@ -217,8 +217,9 @@ def _views(x: jax.Array, geometry: Geometry) -> Iterator[jax.Array]:
     """The input under one offset of the kernel after the other, `[N, *output, C]`."""
     padded = _padded(x, geometry)
     size = _extent(padded, geometry)
-    for offset in _offsets(geometry):
-        yield lax.slice(padded, offset, offset + size, (1, *geometry.strides, 1))
+    for offset in _offsets(geometry).tolist():
+        stop = np.add(offset, size).tolist()
+        yield lax.slice(padded, offset, stop, (1, *geometry.strides, 1))
 
 
 def _each_offset(
@@ -233,7 +234,7 @@ def _each_offset(
 
     def of_offset(offset: jax.Array) -> jax.Array:
         view = lax.dynamic_slice(padded, offset, size)
-        return function(lax.slice(view, 0 * size, size, (1, *geometry.strides, 1)))
+        return function(lax.slice(view, [0] * view.ndim, size, (1, *geometry.strides, 1)))
 
     offsets = _offsets(geometry)
     return lax.map(of_offset, offsets) if len(offsets) > 1 else of_offset(offsets[0])[None]
@@ -249,10 +250,10 @@ def _offsets(geometry: Geometry) -> np.ndarray:
     return np.multiply(indices, (1, *geometry.dilation, 1)).astype(np.int32)
 
 
-def _extent(padded: jax.Array, geometry: Geometry) -> np.ndarray:
+def _extent(padded: jax.Array, geometry: Geometry) -> list[int]:
     """Of a view, before all but every so many of its entries are left out."""
     space = np.multiply(np.subtract(geometry.output, 1), geometry.strides) + 1
-    return np.asarray([padded.shape[0], *space, padded.shape[-1]])
+    return [padded.shape[0], *space.tolist(), padded.shape[-1]]
 
 
 def _is_thin(geometry: Geometry, x: jax.Array, g: jax.Array) -> bool:

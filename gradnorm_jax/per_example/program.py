@@ -1,7 +1,7 @@
 """The loss of one example as a program, and the rules under which its gradients batch well."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -43,7 +43,7 @@ class Loss(NamedTuple):
     selected: tuple[str, ...]
     origins: list[Origins]
 
-    def operands(self, leaves: Mapping[str, Any], example: Any) -> list[Any]:
+    def operands(self, leaves: dict[str, jax.Array], example: Any) -> list[Any]:
         """Of the program, with some leaves in place of the parameters' own."""
         return [*self.constants, *(self.leaves | leaves).values(), *jax.tree.leaves(example)]
 
