@@ -51,9 +51,9 @@ def gram(
 ) -> Detector:
     """Deviation of Gram matrices from those of training images; see `scores.gram`.
 
-    About one forward pass, two in a small network. Fitted in two passes, of ranges and then of deviations, which need no
-    labels. Of K = powers x channels of all layers, the ranges are two matrices `[C, K]`: 0.3 GB for
-    a ResNet-50 and 1,000 classes.
+    About one forward pass, two in a small network. Fitted in two passes, of ranges and then of
+    deviations, which need no labels. Of K = powers x channels of all layers, the ranges are two
+    matrices `[C, K]`: 0.3 GB for a ResNet-50 and 1,000 classes.
 
     Args:
         layers: which, as `taps` selects them, or how many of the last parts of the network; the

@@ -18,7 +18,6 @@ from gradnorm_jax.per_example import Tap, taps
 from gradnorm_jax.scores.inner import Layers, parts
 from gradnorm_jax.types import Model
 
-
 _OF_RANGES, _OF_MEANS = 1e-6, 1e-7
 """What the authors add to ends of ranges and to means before they divide by them."""
 
