@@ -100,7 +100,7 @@ def test_the_commands_of_the_page_are_understood(page):
     text = FENCED.sub("", page.read_text(encoding="utf-8")).replace("\\\n", "")
     for command in re.findall(r"^ {4}gradnorm-jax (.*)", text, re.MULTILINE):
         line = command.replace("...", "--id i --ood o=o --out runs")
-        options = parse(shlex.split(line, comments=True))
+        options = parse(shlex.split(line, comments=True)).command
         if isinstance(options, EvaluateOptions):
             if options.model and ":" not in options.model:
                 assert get_architecture(options.model)

@@ -1,5 +1,6 @@
 """The commands, and what they print."""
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -8,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import jax
 import rich.console
@@ -46,24 +47,39 @@ Command = (
     | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
     | Annotated[DetectorsOptions, tyro.conf.subcommand("detectors")]
 )
-_VERBOSE = ("-v", "--verbose")
 _DESCRIPTION = """Gradient-space out-of-distribution detection.
 
-With every command: --help shows its options and an example, -v (--verbose) logs what is done on
-stderr. --version tells the version.
+--version tells the version.
 
 Exit status: 0, done; 1, something is wrong with the input; 2, with the command line; 75, stopped,
 and the same command resumes; 130, Ctrl-C. score and watch tell others of their own.
 """
 
+Options = TypeVar("Options")
 
-def parse(arguments: list[str]) -> Any:
-    """The options of the command of these arguments."""
-    if arguments[:2] == ["data", "prepare"]:
-        arguments = ["data prepare", *arguments[2:]]
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine(Generic[Options]):
+    """What a command line asks for.
+
+    Attributes:
+        command: with --help, each tells its options and an example.
+        verbose: log what is done on stderr; before the command or after it.
+    """
+
+    command: Annotated[Options, tyro.conf.arg(name="")]
+    verbose: Annotated[tyro.conf.CascadeSubcommandArgs[bool], tyro.conf.arg(aliases=["-v"])] = False
+
+
+def parse(arguments: list[str]) -> CommandLine[Any]:
+    """The command of these arguments, and its options."""
+    first = next((i for i, each in enumerate(arguments) if not each.startswith("-")), 0)
+    if arguments[first : first + 2] == ["data", "prepare"]:
+        arguments = [*arguments[:first], "data prepare", *arguments[first + 2 :]]
     commands = dict(_name_and_options(each) for each in get_args(Command))
+    shown = Command if {*arguments[first : first + 1]} & commands.keys() else _in_brief(commands)
     return tyro.cli(
-        Command if {*arguments[:1]} & commands.keys() else _in_brief(commands),
+        CommandLine[shown],  # type: ignore[valid-type]
         prog="gradnorm-jax",
         description=_DESCRIPTION,
         args=arguments,
@@ -90,11 +106,11 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
     logging.captureWarnings(True)
     # Modules of the user's own are named on the command line.
     sys.path.insert(0, os.getcwd())
-    options = parse([each for each in arguments if each not in _VERBOSE])
-    if {*_VERBOSE} & {*arguments}:
+    asked = parse(arguments)
+    if asked.verbose:
         _log_what_is_done()
     try:
-        match options:
+        match options := asked.command:
             case DemoOptions():
                 _show(run_demo(options), options.out)
             case EvaluateOptions():
