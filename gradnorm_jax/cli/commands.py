@@ -27,11 +27,12 @@ from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, 
 from gradnorm_jax.cli.report import ReportOptions, run_report
 from gradnorm_jax.cli.score import ScoreOptions, run_score
 from gradnorm_jax.cli.watch import WatchOptions, run_watch
-from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
-from gradnorm_jax.evaluation.result import Result
+from gradnorm_jax.evaluation.report import to_dict
+from gradnorm_jax.evaluation.result import Result, data_sets, remarks
 from gradnorm_jax.evaluation.run_config import versions
 from gradnorm_jax.evaluation.storage import to_json
+from gradnorm_jax.evaluation.views import to_rich
 from gradnorm_jax.text import printable
 
 Command = (
@@ -116,7 +117,7 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
             case EvaluateOptions():
                 result = run_evaluate(options, should_stop=should_stop)
                 if options.json:
-                    print(to_json(report.to_dict(result)).decode(), end="")
+                    print(to_json(to_dict(result)).decode(), end="")
                 else:
                     _show(result, options.out)
             case ReportOptions():
@@ -158,6 +159,6 @@ def _log_what_is_done() -> None:
 
 def _show(result: Result, out: str | Path) -> None:
     console = rich.console.Console()
-    console.print(report.to_rich(result))
-    for line in (*report.data_sets(result), *report.remarks(result), f"Results: {out}"):
+    console.print(to_rich(result.headline))
+    for line in (*data_sets(result), *remarks(result), f"Results: {out}"):
         console.print(printable(line), highlight=False, markup=False)

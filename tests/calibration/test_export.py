@@ -15,7 +15,7 @@ import gradnorm_jax as gj
 from gradnorm_jax import cli
 from gradnorm_jax.data.preprocess import scale
 from gradnorm_jax.detectors import DETECTORS, parse_detectors
-from gradnorm_jax.evaluation.evaluate import fit_states
+from gradnorm_jax.evaluation.in_memory import fit_states
 from gradnorm_jax.sharding import batch_mesh, map_batch
 from tests.documentation import code_of
 from tests.evaluation import networks
