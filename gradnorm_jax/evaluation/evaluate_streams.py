@@ -55,9 +55,9 @@ def evaluate_streams(
 ) -> Result:
     """Evaluates detectors on data streams: fits them, scores, compares and reports.
 
-    It takes what `evaluate` takes, but for `streams`, the data sets by name, with "ID" and, if there
-    are training data, "fit" among them; `facts`, what decides the results beside the other
-    arguments; and `not_run`, why detectors are left out already, by their names.
+    It takes what `evaluate` takes, but for `streams`, the data sets by name, "ID" and, if there are
+    training data, "fit" among them; `facts`, what decides the results beside the other arguments;
+    and `not_run`, why detectors are left out already, by their names.
     """
     check_limits(batch_size, max_undecodable)
     check_sharing(process, wait_seconds, out, cache)
