@@ -94,23 +94,31 @@ def evaluate_streams(
         execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
         kept = OutputCache(folder, cache) if folder is not None and cache else None
         run = Run(placed, execution, folder, kept, wait_seconds)
-        learned = Learned({})
-        if FIT in streams and (kept is not None or any(d.fit for d in runnable)):
-            learned = fit_data(run, streams[FIT], runnable)
-        scored = tuple(dict.fromkeys([*runnable, *recorded]))
-        tables = _score(run, streams, learned.states, scored)
-        found = {name: select_scores(t, [d.name for d in runnable]) for name, t in tables.items()}
-        metrics = _compare(found, track)
-        accuracy, doubts = find_accuracy(
-            found[ID], model, facts["label_offset"], streams[ID].classes
-        )
-        warnings = [*same_data(streams), *doubts, *learned.remarks]
-        result = Result(found, metrics, accuracy, not_run, learned.excluded, warnings)
+        result = _evaluate(run, streams, runnable, recorded, not_run, facts["label_offset"])
         if folder is not None:
             if kept is not None:
                 write_head(folder, model)
             write_report(folder, result)
     return result
+
+
+def _evaluate(
+    run: Run,
+    streams: Mapping[str, DataStream],
+    detectors: tuple[Detector, ...],
+    recorded: tuple[Detector, ...],
+    not_run: Mapping[str, str],
+    label_offset: int,
+) -> Result:
+    learned = Learned({})
+    if FIT in streams and (run.cache is not None or any(d.fit for d in detectors)):
+        learned = fit_data(run, streams[FIT], detectors)
+    tables = _score(run, streams, learned.states, tuple(dict.fromkeys([*detectors, *recorded])))
+    found = {name: select_scores(t, [d.name for d in detectors]) for name, t in tables.items()}
+    metrics = _compare(found, run.execution.track)
+    accuracy, doubts = find_accuracy(found[ID], run.model, label_offset, streams[ID].classes)
+    warnings = [*same_data(streams), *doubts, *learned.remarks]
+    return Result(found, metrics, accuracy, not_run, learned.excluded, warnings)
 
 
 def _score(
