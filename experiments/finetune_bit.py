@@ -66,9 +66,9 @@ class Options:
     test: str
     num_classes: int
     out: Path
+    ood: tuple[str, ...]
     weights: Path | None = None
     model: str = "bit_r101x1"
-    ood: tuple[str, ...] = ()
     detectors: tuple[str, ...] = ("msp", "energy", "gradnorm")
     steps: int = 20_000
     warm_up: int = 500

@@ -64,7 +64,7 @@ class Options:
     train: str
     test: str
     out: Path
-    ood: tuple[str, ...] = ()
+    ood: tuple[str, ...]
     detectors: tuple[str, ...] = ("msp", "energy", "gradnorm")
     model: str = "resnet20_cifar"
     epochs: int = 100

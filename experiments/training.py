@@ -18,7 +18,13 @@ Metrics = dict[str, float]
 
 
 def parse_sets(specs: Sequence[str]) -> dict[str, str]:
-    """Data by the name of their set, of NAME=DATA; ValueError for what is written otherwise."""
+    """Data by the name of their set, of NAME=DATA.
+
+    Raises:
+        ValueError: there is none, or one is written otherwise.
+    """
+    if not specs:
+        raise ValueError("no OOD set is given; give at least one as NAME=DATA")
     for spec in specs:
         if not all(spec.partition("=")):
             raise ValueError(f"cannot read OOD set {spec!r}; write NAME=DATA")
