@@ -201,7 +201,7 @@ def _init(module: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> dict[str
     return dict(module.init(key, jnp.zeros(shape)))
 
 
-# The same numbers: what runs once is compiled for ten seconds to be fast, and for two if it need not.
+# The same numbers. What runs once need not be fast: that takes ten seconds to compile, this two.
 _init_on_cpu = jax.jit(
     _init, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 1}
 )
