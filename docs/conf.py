@@ -1,5 +1,6 @@
 """How Sphinx builds these pages: `sphinx-build -W docs build/site`."""
 
+import re
 from typing import Any
 
 from docutils import nodes
@@ -35,8 +36,8 @@ napoleon_use_rtype = False
 
 def show_formula(translator: Any, node: nodes.Element) -> None:
     """Writes a formula as MathML, which browsers show without a script from another host."""
-    is_block = isinstance(node, nodes.math_block)
-    translator.body.append(tex2mathml(node.astext(), as_block=is_block))
+    tex = re.sub(r"\\Big\b", r"\\Bigl", node.astext())  # docutils knows \Bigl and \Bigr alone
+    translator.body.append(tex2mathml(tex, as_block=isinstance(node, nodes.math_block)))
     raise nodes.SkipNode
 
 
