@@ -57,7 +57,7 @@ def run_demo(options: DemoOptions, progress: bool | Track | None = None) -> Resu
         OSError: the folder is not empty or cannot be written.
     """
     images = _new_folder(options.out) / "images"
-    tell("about a minute: images are written, a small network is trained on them and evaluated")
+    tell("less than a minute: images are written, a small network is trained on them, evaluated")
     write_images(images)
     weights = options.out / "weights.npz"
     with show_progress(progress) as track:

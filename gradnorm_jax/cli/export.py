@@ -58,5 +58,5 @@ def run_export(options: ExportOptions) -> str:
         path.write_bytes(content)
     return (
         f"{exported.fun_name}: {options.dtype} [B, {size}, {size}, 3] on "
-        f"{', '.join(exported.platforms)}, {len(content) / 1e6:.1f} MB\nexported: {options.out}"
+        f"{', '.join(exported.platforms)}, {len(content) / 1e3:,.0f} kB\nexported: {options.out}"
     )

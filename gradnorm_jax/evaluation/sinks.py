@@ -45,6 +45,7 @@ class Sink(Protocol):
 
     def done(self) -> frozenset[int]:
         """The parts that need not be computed."""
+        ...
 
     def write(self, batch: ScoredBatch) -> None:
         """Takes a batch."""
