@@ -3,31 +3,18 @@
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.extend import core
 
-from gradnorm_jax.jaxprs import Program, Rule, eval_jaxpr
-from gradnorm_jax.norms import entrywise_norm
-from gradnorm_jax.numerics import to_float32_at_least
-from gradnorm_jax.per_example.analysis import (
-    ParameterUse,
-    ParameterUses,
-    find_entries,
-    keeps_entries,
-)
-from gradnorm_jax.per_example.layers import (
-    Norm,
-    is_product,
-    norm_by_gradient,
-    norm_without_gradient,
-    with_norm_probe,
-)
+from gradnorm_jax.jaxprs import Program, eval_jaxpr
+from gradnorm_jax.per_example.analysis import find_entries
+from gradnorm_jax.per_example.measuring import norm_function
 from gradnorm_jax.per_example.placement import Placement, as_varying, pad_batch, spread
 from gradnorm_jax.per_example.program import (
+    Loss,
     batchable_rule,
     convolutions,
     differentiated_rule,
@@ -41,36 +28,6 @@ GradientFunction = Callable[[Any], dict[str, jax.Array]]
 
 class FallbackWarning(UserWarning):
     """The per-example gradients of some parameters cost what `vmap(grad)` would."""
-
-
-class Loss(NamedTuple):
-    """The loss of one example.
-
-    Attributes:
-        program: takes `constants`, then the leaves of the parameters, then those of an example.
-        constants: arrays bound to the loss function.
-        leaves: of the parameters, by path.
-        selected: paths of the parameters to differentiate with respect to.
-        entries: how these enter the loss.
-    """
-
-    program: Program
-    constants: list[jax.Array]
-    leaves: dict[str, jax.Array]
-    selected: tuple[str, ...]
-    entries: ParameterUses
-
-
-class Measured(NamedTuple):
-    """An equation in whose place the norm of a parameter's gradient is measured.
-
-    Attributes:
-        path: of the parameter.
-        rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is the norm.
-    """
-
-    path: str
-    rule: Callable[..., jax.Array]
 
 
 @functools.partial(jax.jit, static_argnames=("ord", "selected", "microbatch_size", "placement"))
@@ -92,15 +49,15 @@ def reduced_gradients(
         loss = _trace(loss_fn, params, batch, selected)
         _warn_of_fallback(loss)
         if reduce is None:
-            # Of what is a scalar already, the norm, taking the norm again changes nothing.
-            reduce = _norm_of_order(ord)
-            gradient_of = _gradient_function(loss, _measured(loss, ord, in_turn=placement.known))
+            of_example = norm_function(loss, ord=ord, in_turn=placement.known)
         else:
-            gradient_of = _gradient_function(loss, {})
+            of_example = _gradient_function(loss)
 
         def of_microbatch(batch: Any) -> dict[str, Any]:
-            gradients = _map_examples(gradient_of, batch, placement)
-            return {path: _reduced(reduce, path, each) for path, each in gradients.items()}
+            found = _map_examples(of_example, batch, placement)
+            if reduce is None:
+                return found
+            return {path: _reduced(reduce, path, each) for path, each in found.items()}
 
         return _by_microbatches(of_microbatch, batch, microbatch_size)
 
@@ -118,10 +75,6 @@ def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.
     return results
 
 
-def _norm_of_order(ord: float) -> Callable[[str, jax.Array], jax.Array]:
-    return lambda path, gradients: entrywise_norm(gradients, ord=ord)
-
-
 def _trace(
     loss_fn: jax.tree_util.Partial, params: Params, batch: Any, selected: tuple[str, ...]
 ) -> Loss:
@@ -132,71 +85,28 @@ def _trace(
         *[frozenset({path}.intersection(selected)) for path in leaves],
         *[None for _ in jax.tree.leaves(batch)],
     ]
-    return Loss(program, constants, leaves, selected, find_entries(program, origins))
+    return Loss(program, constants, leaves, selected, origins)
 
 
 def _warn_of_fallback(loss: Loss) -> None:
-    paths = [path for path in loss.selected if path in loss.entries.without_rule]
+    without_rule = find_entries(loss.program, loss.origins).without_rule
+    paths = [path for path in loss.selected if path in without_rule]
     if paths:
         warnings.warn(
-            "loops and functions with a derivative rule of their own are differentiated as "
-            "vmap(grad) would, in time and memory; this concerns the per-example gradients of "
-            + ", ".join(paths),
+            "what all turns of a loop share, and functions with their own derivative, are "
+            "differentiated as vmap(grad) would, in time and memory; this concerns the per-example "
+            "gradients of " + ", ".join(paths),
             FallbackWarning,
             stacklevel=2,
         )
 
 
-def _measured(loss: Loss, ord: float, *, in_turn: bool) -> dict[core.Var, Measured]:
-    """By their result, the products by kernels whose gradients' norms are measured there."""
-
-    def norm_for(path: str, entry: ParameterUse) -> Norm:
-        if keeps_entries(loss.program, entry.variable):
-            norm = norm_without_gradient(entry, ord=ord)
-            if norm is not None:
-                return norm
-        make_kernel = functools.partial(_make_kernel, loss, path, entry)
-        return norm_by_gradient(entry, make_kernel, loss.leaves[path], ord=ord, in_turn=in_turn)
-
-    return {
-        entry.equation.outvars[0]: Measured(path, with_norm_probe(entry, norm_for(path, entry)))
-        for path, entry in loss.entries.sole.items()
-        if is_product(entry)
-    }
-
-
-def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) -> jax.Array:
-    """What becomes of the parameter at `path` until it enters the loss."""
-    operands = [*loss.constants, *(loss.leaves | {path: leaf}).values()]
-    (kernel,) = eval_jaxpr(loss.program, batchable_rule, *operands, results=[entry.variable])
-    return kernel
-
-
-def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
-    probes = {
-        place.path: to_float32_at_least(jnp.zeros((), loss.leaves[place.path].dtype))
-        for place in places.values()
-    }
-    unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
-
-    def value(variables: tuple[Any, Any], example: Any) -> jax.Array:
-        leaves, probes = variables
-
-        def rule_for(equation: core.JaxprEqn) -> Rule | None:
-            place = places.get(equation.outvars[0]) if equation.outvars else None
-            if place is None:
-                return batchable_rule(equation)
-            return functools.partial(place.rule, probe=probes[place.path])
-
-        operands = [*loss.constants, *(loss.leaves | leaves).values(), *jax.tree.leaves(example)]
-        (result,) = eval_jaxpr(loss.program, rule_for, *operands)
+def _gradient_function(loss: Loss) -> GradientFunction:
+    def value(variables: dict[str, jax.Array], example: Any) -> jax.Array:
+        (result,) = eval_jaxpr(loss.program, batchable_rule, *loss.operands(variables, example))
         return result
 
-    def gradients(example: Any) -> dict[str, jax.Array]:
-        of_leaves, norms = jax.grad(value)((unmeasured, as_varying(probes)), example)
-        return {path: (of_leaves | norms)[path] for path in loss.selected}
-
-    return gradients
+    return functools.partial(jax.grad(value), {path: loss.leaves[path] for path in loss.selected})
 
 
 def _map_examples(
