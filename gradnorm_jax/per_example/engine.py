@@ -3,15 +3,16 @@
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from gradnorm_jax.jaxprs import Program, Rule, eval_jaxpr
-from gradnorm_jax.norms import entrywise_norm
+from gradnorm_jax.norms import Orders, entrywise_norm
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example.analysis import (
     ParameterUse,
@@ -26,7 +27,13 @@ from gradnorm_jax.per_example.layers import (
     norm_without_gradient,
     with_norm_probe,
 )
-from gradnorm_jax.per_example.placement import Placement, as_varying, pad_batch, spread
+from gradnorm_jax.per_example.placement import (
+    Placement,
+    as_varying,
+    pad_batch,
+    spread,
+    zero_rows,
+)
 from gradnorm_jax.per_example.program import (
     batchable_rule,
     convolutions,
@@ -67,10 +74,12 @@ class Measured(NamedTuple):
     Attributes:
         path: of the parameter.
         rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is the norm.
+        probe: zeros like the norm.
     """
 
     path: str
     rule: Callable[..., jax.Array]
+    probe: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("ord", "selected", "microbatch_size", "placement"))
@@ -79,32 +88,37 @@ def reduced_gradients(
     params: Params,
     batch: Any,
     reduce: jax.tree_util.Partial | None,
+    mask: jax.Array | None = None,
     *,
-    ord: float,
+    ord: Orders,
     selected: tuple[str, ...],
     microbatch_size: int | None,
     placement: Placement,
 ) -> dict[str, Any]:
     """By path `reduce(path, gradients)`, or the norms of order `ord` where `reduce` is None."""
 
-    def share_fn(shared: Any, batch: Any) -> dict[str, Any]:
+    def share_fn(shared: Any, rows: Any) -> dict[str, Any]:
         loss_fn, params, reduce = as_varying(shared)
+        batch, mask = rows
         loss = _trace(loss_fn, params, batch, selected)
         _warn_of_fallback(loss)
         if reduce is None:
-            # Of what is a scalar already, the norm, taking the norm again changes nothing.
-            reduce = _norm_of_order(ord)
-            gradient_of = _gradient_function(loss, _measured(loss, ord, in_turn=placement.known))
+            places = _measured(loss, ord, in_turn=placement.known)
+            reduce = _norm_unless_measured({place.path for place in places.values()}, ord)
         else:
-            gradient_of = _gradient_function(loss, {})
+            places = {}
+        gradient_of = _gradient_function(loss, places)
 
-        def of_microbatch(batch: Any) -> dict[str, Any]:
+        def of_microbatch(rows: Any) -> dict[str, Any]:
+            batch, mask = rows
             gradients = _map_examples(gradient_of, batch, placement)
-            return {path: _reduced(reduce, path, each) for path, each in gradients.items()}
+            results = {path: _reduced(reduce, path, each) for path, each in gradients.items()}
+            return zero_rows(results, mask)
 
-        return _by_microbatches(of_microbatch, batch, microbatch_size)
+        # Zeros from the start, for what padding holds is not to be seen in derivatives either.
+        return _by_microbatches(of_microbatch, (zero_rows(batch, mask), mask), microbatch_size)
 
-    return spread(share_fn, placement)((loss_fn, params, reduce), batch)
+    return spread(share_fn, placement)((loss_fn, params, reduce), (batch, mask))
 
 
 def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.Array) -> Any:
@@ -118,8 +132,13 @@ def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.
     return results
 
 
-def _norm_of_order(ord: float) -> Callable[[str, jax.Array], jax.Array]:
-    return lambda path, gradients: entrywise_norm(gradients, ord=ord)
+def _norm_unless_measured(
+    measured: Collection[str], ord: Orders
+) -> Callable[[str, jax.Array], jax.Array]:
+    def norm(path: str, gradients: jax.Array) -> jax.Array:
+        return gradients if path in measured else entrywise_norm(gradients, ord=ord)
+
+    return norm
 
 
 def _trace(
@@ -147,7 +166,7 @@ def _warn_of_fallback(loss: Loss) -> None:
         )
 
 
-def _measured(loss: Loss, ord: float, *, in_turn: bool) -> dict[core.Var, Measured]:
+def _measured(loss: Loss, ord: Orders, *, in_turn: bool) -> dict[core.Var, Measured]:
     """By their result, the products by kernels whose gradients' norms are measured there."""
 
     def norm_for(path: str, entry: ParameterUse) -> Norm:
@@ -158,8 +177,12 @@ def _measured(loss: Loss, ord: float, *, in_turn: bool) -> dict[core.Var, Measur
         make_kernel = functools.partial(_make_kernel, loss, path, entry)
         return norm_by_gradient(entry, make_kernel, loss.leaves[path], ord=ord, in_turn=in_turn)
 
+    def place(path: str, entry: ParameterUse) -> Measured:
+        probe = to_float32_at_least(jnp.zeros(np.shape(ord), loss.leaves[path].dtype))
+        return Measured(path, with_norm_probe(entry, norm_for(path, entry)), probe)
+
     return {
-        entry.equation.outvars[0]: Measured(path, with_norm_probe(entry, norm_for(path, entry)))
+        entry.equation.outvars[0]: place(path, entry)
         for path, entry in loss.entries.sole.items()
         if is_product(entry)
     }
@@ -173,10 +196,7 @@ def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) ->
 
 
 def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
-    probes = {
-        place.path: to_float32_at_least(jnp.zeros((), loss.leaves[place.path].dtype))
-        for place in places.values()
-    }
+    probes = {place.path: place.probe for place in places.values()}
     unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
 
     def value(variables: tuple[Any, Any], example: Any) -> jax.Array:

@@ -14,19 +14,20 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
 from gradnorm_jax import convolution
 from gradnorm_jax.jaxprs import shape_of
-from gradnorm_jax.norms import entrywise_norm
+from gradnorm_jax.norms import Orders, entrywise_norm
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
 from gradnorm_jax.per_example.placement import as_varying
 
 Norm = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(other operand, cotangent of the product) -> norm []` of one example."""
+"""`(other operand, cotangent of the product) -> norm []` of one example, of K orders `[K]`."""
 
 _FEW_BYTES = 2 * 2**20
 """What a processor's cache holds beside everything else."""
@@ -57,8 +58,8 @@ def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]
         norm: of the kernel's gradient, or of that of the parameter it is made of.
 
     Returns:
-        `(lhs, rhs, probe) -> result`: the equation's own result, whatever the scalar `probe`. The
-        cotangent of the kernel is left out (zero).
+        `(lhs, rhs, probe) -> result`: the equation's own result, whatever `probe`, which is of the
+        norm's shape. The cotangent of the kernel is left out (zero).
     """
     other_at = 1 - entry.position
 
@@ -83,14 +84,15 @@ def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]
     return product
 
 
-def norm_without_gradient(entry: ParameterUse, *, ord: float) -> Norm | None:
-    """The norm of X^T G from X and G alone, if this is possible and cheaper."""
+def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
+    """The norm of X^T G from X and G alone, if this is possible for all orders and cheaper."""
     params = entry.equation.params
     if params.get("feature_group_count", 1) > 1:
         return None
     rows, fan_in, fan_out = _sizes(entry)
     # The factor of two pays for the scaling, and for what small matrices lose in speed.
-    if not (rows == 1 or (ord == 2 and 2 * rows * (fan_in + fan_out) <= fan_in * fan_out)):
+    few_rows = 2 * rows * (fan_in + fan_out) <= fan_in * fan_out
+    if not (rows == 1 or (few_rows and np.all(np.equal(ord, 2)))):
         return None
 
     def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
@@ -104,7 +106,7 @@ def norm_by_gradient(
     make_kernel: Callable[[jax.Array], jax.Array],
     parameter: jax.Array,
     *,
-    ord: float,
+    ord: Orders,
     in_turn: bool,
 ) -> Norm:
     """The norm of the gradient of `parameter`, of which `make_kernel` makes the kernel.
@@ -145,8 +147,8 @@ def norm_by_gradient(
     return norm
 
 
-def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:
-    """Entrywise norm `[]` of X^T G for X `[R, K]` and G `[R, O]`; with R = 1 or with `ord` = 2."""
+def product_norm(x: jax.Array, g: jax.Array, *, ord: Orders) -> jax.Array:
+    """Entrywise norm `[]` of X^T G for X `[R, K]` and G `[R, O]`, R = 1 or all of `ord` 2."""
     if len(x) == 1:
         return (entrywise_norm(x, ord=ord) * entrywise_norm(g, ord=ord))[0]
     x, x_scale = _scaled(x)
@@ -158,7 +160,8 @@ def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:
     gram = _dot(x, x.T) * _dot(g, g.T)
     mixed = _dot(x, common) * _dot(g, summed)
     square = gram.sum() + 2 * mixed.sum() + _dot(common, common) * _dot(summed, summed)
-    return jnp.sqrt(jnp.maximum(square, 0)) * x_scale * g_scale
+    norm = jnp.sqrt(jnp.maximum(square, 0)) * x_scale * g_scale
+    return jnp.broadcast_to(norm, np.shape(ord))
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:

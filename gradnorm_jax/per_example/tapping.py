@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 
 from gradnorm_jax.losses import kl_to_uniform
 from gradnorm_jax.per_example.analysis import Origins
+from gradnorm_jax.per_example.arguments import as_partial
 from gradnorm_jax.per_example.passes import Tap, What, both_ways, forward
 from gradnorm_jax.per_example.placement import Placement, as_varying, find_placement, spread
 from gradnorm_jax.per_example.program import trace_loss
@@ -85,17 +86,17 @@ def taps(
     if not kinds or kinds - {"input", "output", "cotangent"}:
         raise ValueError(f"what must be of input, output and cotangent, got {sorted(what)}")
     chosen = select if select is None or callable(select) else _as_tuple(select)
-    made = None if reduce is None else _as_partial(reduce)
+    made = None if reduce is None else as_partial(reduce)
     read = functools.partial(_read, reduce=made, select=chosen, what=kinds)
     if not isinstance(model_or_loss, Model):
         if scalar is not None:
             raise ValueError("a loss is its own scalar; give scalar only for a Model")
-        loss_fn = Partial(_loss_of, _as_partial(model_or_loss))
+        loss_fn = Partial(_loss_of, as_partial(model_or_loss))
         return lambda params, batch: read(
             loss_fn, Variables(params), batch, placement=find_placement(batch, mesh)
         )
     model = model_or_loss
-    of_model = Partial(_scalar_of, model.function, _as_partial(scalar or _kl))
+    of_model = Partial(_scalar_of, model.function, as_partial(scalar or _kl))
     return lambda images: read(
         of_model, model.variables, images, placement=find_placement(images, mesh)
     )
@@ -109,10 +110,6 @@ def layer_sites(model: Model, images: Any, select: Select = None) -> list[Site]:
 
 def _as_tuple(select: Any) -> tuple[str, ...]:
     return (select,) if isinstance(select, str) else tuple(select)
-
-
-def _as_partial(function: Callable[..., Any]) -> Partial:
-    return function if isinstance(function, Partial) else Partial(function)
 
 
 def _kl(outputs: Outputs) -> jax.Array:
