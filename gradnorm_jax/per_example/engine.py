@@ -25,7 +25,7 @@ from gradnorm_jax.per_example.layers import (
     is_product,
     norm_by_gradient,
     norm_without_gradient,
-    with_norm_probe,
+    with_probe,
 )
 from gradnorm_jax.per_example.placement import (
     Placement,
@@ -43,7 +43,7 @@ from gradnorm_jax.per_example.program import (
 from gradnorm_jax.tree import Params, leaves_by_name
 
 GradientFunction = Callable[[Any], dict[str, jax.Array]]
-"""`example -> {path: gradient}`; in place of a gradient there may be its norm, a scalar."""
+"""`example -> {path: gradient}`; in place of a gradient there may be what is measured of it."""
 
 
 class FallbackWarning(UserWarning):
@@ -69,17 +69,17 @@ class Loss(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """An equation in whose place the norm of a parameter's gradient is measured.
+    """An equation in whose place something is measured of a parameter's gradient, as its norm.
 
     Attributes:
         path: of the parameter.
-        rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is the norm.
-        probe: zeros like the norm.
+        rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is what is measured.
+        probe: zeros like it.
     """
 
     path: str
     rule: Callable[..., jax.Array]
-    probe: jax.Array
+    probe: Any
 
 
 @functools.partial(jax.jit, static_argnames=("ord", "selected", "microbatch_size", "placement"))
@@ -100,23 +100,23 @@ def reduced_gradients(
     def share_fn(shared: Any, rows: Any) -> dict[str, Any]:
         loss_fn, params, reduce = as_varying(shared)
         batch, mask = rows
-        loss = _trace(loss_fn, params, batch, selected)
-        _warn_of_fallback(loss)
+        loss = trace(loss_fn, params, batch, selected)
+        warn_of_fallback(loss)
         if reduce is None:
             places = _measured(loss, ord, in_turn=placement.known)
             reduce = _norm_unless_measured({place.path for place in places.values()}, ord)
         else:
             places = {}
-        gradient_of = _gradient_function(loss, places)
+        gradient_of = gradient_function(loss, places)
 
         def of_microbatch(rows: Any) -> dict[str, Any]:
             batch, mask = rows
-            gradients = _map_examples(gradient_of, batch, placement)
+            gradients = map_examples(gradient_of, batch, placement)
             results = {path: _reduced(reduce, path, each) for path, each in gradients.items()}
             return zero_rows(results, mask)
 
         # Zeros from the start, for what padding holds is not to be seen in derivatives either.
-        return _by_microbatches(of_microbatch, (zero_rows(batch, mask), mask), microbatch_size)
+        return by_microbatches(of_microbatch, (zero_rows(batch, mask), mask), microbatch_size)
 
     return spread(share_fn, placement)((loss_fn, params, reduce), (batch, mask))
 
@@ -141,9 +141,10 @@ def _norm_unless_measured(
     return norm
 
 
-def _trace(
+def trace(
     loss_fn: jax.tree_util.Partial, params: Params, batch: Any, selected: tuple[str, ...]
 ) -> Loss:
+    """The loss of one of the batch's examples."""
     leaves, constants = leaves_by_name(params), jax.tree.leaves(loss_fn)
     program = trace_loss(loss_fn, params, _first(batch))
     origins = [
@@ -154,7 +155,8 @@ def _trace(
     return Loss(program, constants, leaves, selected, find_entries(program, origins))
 
 
-def _warn_of_fallback(loss: Loss) -> None:
+def warn_of_fallback(loss: Loss) -> None:
+    """Names the selected parameters that are differentiated as `vmap(grad)` would."""
     paths = [path for path in loss.selected if path in loss.entries.without_rule]
     if paths:
         warnings.warn(
@@ -179,7 +181,7 @@ def _measured(loss: Loss, ord: Orders, *, in_turn: bool) -> dict[core.Var, Measu
 
     def place(path: str, entry: ParameterUse) -> Measured:
         probe = to_float32_at_least(jnp.zeros(np.shape(ord), loss.leaves[path].dtype))
-        return Measured(path, with_norm_probe(entry, norm_for(path, entry)), probe)
+        return Measured(path, with_probe(entry, norm_for(path, entry)), probe)
 
     return {
         entry.equation.outvars[0]: place(path, entry)
@@ -195,7 +197,8 @@ def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) ->
     return kernel
 
 
-def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
+def gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
+    """The gradients of the loss, and in `places` what is measured there."""
     probes = {place.path: place.probe for place in places.values()}
     unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
 
@@ -219,7 +222,7 @@ def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> Gradi
     return gradients
 
 
-def _map_examples(
+def map_examples(
     gradient_of: GradientFunction, batch: Any, placement: Placement
 ) -> dict[str, jax.Array]:
     """The gradients of all examples at once, if a compiler that splits them will do so rightly."""
@@ -243,17 +246,21 @@ def _groups(program: Program) -> Counter[tuple[int, int]]:
     )
 
 
-def _by_microbatches(
+def by_microbatches(
     function: Callable[[Any], dict[str, Any]], batch: Any, size: int | None
 ) -> dict[str, Any]:
     """`function(batch)`, `size` examples at a time, the last microbatch filled up."""
     examples = len(jax.tree.leaves(batch)[0])
     if size is None or size >= examples:
         return function(batch)
-    padded = pad_batch(batch, size)
-    split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), padded)
-    results = jax.lax.map(function, split)
+    results = jax.lax.map(function, microbatches(batch, size))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:examples], results)
+
+
+def microbatches(batch: Any, size: int) -> Any:
+    """The batch as arrays `[*, size, ...]`, filled up with its last example."""
+    padded = pad_batch(batch, size)
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), padded)
 
 
 def _first(batch: Any) -> Any:

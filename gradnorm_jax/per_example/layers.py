@@ -26,6 +26,9 @@ from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
 from gradnorm_jax.per_example.placement import as_varying
 
+Measure = Callable[[jax.Array, jax.Array], Any]
+"""`(other operand, cotangent of the product) -> pytree of arrays` of one example."""
+
 Norm = Callable[[jax.Array, jax.Array], jax.Array]
 """`(other operand, cotangent of the product) -> norm []` of one example, of K orders `[K]`."""
 
@@ -50,16 +53,16 @@ def is_product(entry: ParameterUse) -> bool:
     return False
 
 
-def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]:
-    """The product with a further operand whose cotangent is a norm.
+def with_probe(entry: ParameterUse, measure: Measure) -> Callable[..., jax.Array]:
+    """The product with a further operand whose cotangent is what is measured of the gradient.
 
     Args:
         entry: the product, and which operand of it is the kernel.
-        norm: of the kernel's gradient, or of that of the parameter it is made of.
+        measure: of the kernel's gradient, or of that of the parameter it is made of: a norm, say.
 
     Returns:
-        `(lhs, rhs, probe) -> result`: the equation's own result, whatever `probe`, which is of the
-        norm's shape. The cotangent of the kernel is left out (zero).
+        `(lhs, rhs, probe) -> result`: the equation's own result, whatever `probe`, zeros like
+        what is measured. The cotangent of the kernel is left out (zero).
     """
     other_at = 1 - entry.position
 
@@ -73,8 +76,9 @@ def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]
 
     def backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
         *operands, probe = saved
-        # The norm comes first: then what it needs is not kept until the end of the program.
-        measurement = norm(operands[other_at], cotangent).astype(probe.dtype)
+        # Measured first: then what that needs is not kept until the end of the program.
+        measurement = measure(operands[other_at], cotangent)
+        measurement = jax.tree.map(lambda x, zero: x.astype(zero.dtype), measurement, probe)
         cotangent, measurement = lax.optimization_barrier((cotangent, measurement))
         of_operands = [jnp.zeros_like(operand) for operand in operands]
         of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)
@@ -89,14 +93,14 @@ def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
     params = entry.equation.params
     if params.get("feature_group_count", 1) > 1:
         return None
-    rows, fan_in, fan_out = _sizes(entry)
+    rows, fan_in, fan_out = sizes(entry)
     # The factor of two pays for the scaling, and for what small matrices lose in speed.
     few_rows = 2 * rows * (fan_in + fan_out) <= fan_in * fan_out
     if not (rows == 1 or (few_rows and np.all(np.equal(ord, 2)))):
         return None
 
     def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
-        return product_norm(*_matrices(entry, other, cotangent), ord=ord)
+        return product_norm(*matrices(entry, other, cotangent), ord=ord)
 
     return norm
 
@@ -206,12 +210,17 @@ def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array
 
 def _examples_at_once(entry: ParameterUse) -> int:
     """Of how many examples the patches and gradients fit into fast memory."""
-    rows, fan_in, fan_out = _sizes(entry)
+    rows, fan_in, fan_out = sizes(entry)
     size = fan_in * (rows + fan_out) * shape_of(entry.variable).dtype.itemsize
-    return max(1, (_FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES) // max(1, size))
+    return max(1, fast_memory() // max(1, size))
 
 
-def _sizes(entry: ParameterUse) -> tuple[int, int, int]:
+def fast_memory() -> int:
+    """How many bytes are fast to write and to read again."""
+    return _FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES
+
+
+def sizes(entry: ParameterUse) -> tuple[int, int, int]:
     """R, K and O."""
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
@@ -223,16 +232,16 @@ def _sizes(entry: ParameterUse) -> tuple[int, int, int]:
     return rows, kernel.size // max(1, fan_out), fan_out
 
 
-def _matrices(
+def matrices(
     entry: ParameterUse, other: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """X `[R, K]` and G `[R, O]`."""
+    """X `[R, K]` and G `[R, O]` of a product without groups."""
     params = entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         return convolution.as_matrices(other, shape_of(entry.variable), cotangent, params)
     contracting = params["dimension_numbers"][0][1 - entry.position]
     free = [axis for axis in range(other.ndim) if axis not in contracting]
-    rows, fan_in, _ = _sizes(entry)
+    rows, fan_in, _ = sizes(entry)
     x = other.transpose(*free, *contracting).reshape(rows, fan_in)
     g = cotangent.reshape(-1, rows).T if entry.position == 0 else cotangent.reshape(rows, -1)
     return x, g
