@@ -36,9 +36,11 @@ if TYPE_CHECKING:
     from gradnorm_jax.norms import combine_norms, entrywise_norm
     from gradnorm_jax.per_example import (
         Tap,
+        gradient_gram,
         per_example_grad_norms,
         per_example_grads,
         per_example_reduce,
+        squared_gradient_sums,
         taps,
     )
     from gradnorm_jax.reporting import report
@@ -103,6 +105,7 @@ _LAZY = {
     "from_apply": "adapters.apply",
     "from_linen": "adapters.linen",
     "from_nnx": "adapters.nnx",
+    "gradient_gram": "per_example",
     "gradnorm": "scores",
     "gradnorm_by_autodiff": "scores",
     "gradnorm_of_parameters": "scores",
@@ -122,6 +125,7 @@ _LAZY = {
     "save_detector": "calibration.detector_file",
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
+    "squared_gradient_sums": "per_example",
     "taps": "per_example",
     "tied_gaussians": "statistics",
     "tune": "tuning",
@@ -176,6 +180,7 @@ __all__ = [
     "from_apply",
     "from_linen",
     "from_nnx",
+    "gradient_gram",
     "gradnorm",
     "gradnorm_by_autodiff",
     "gradnorm_of_parameters",
@@ -199,6 +204,7 @@ __all__ = [
     "scores",
     "smoothed_prediction",
     "softmax_minus_uniform",
+    "squared_gradient_sums",
     "statistics",
     "taps",
     "tied_gaussians",

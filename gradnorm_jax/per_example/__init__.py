@@ -10,6 +10,9 @@ The loss of one example is traced to a program, in which three things change bef
 
 In the same program, layers are found from where their parameters meet the data (`sites`), and what
 passes through them is read on the way (`passes`): taps (`tapping`).
+
+Where a gradient is a product it may be left as its factors (`factors`), to be added up over the
+examples when squared (`squares`) or multiplied by those of others (`gram`).
 """
 
 from gradnorm_jax.norms import combine_norms
@@ -20,7 +23,9 @@ from gradnorm_jax.per_example.api import (
     per_example_reduce,
 )
 from gradnorm_jax.per_example.engine import FallbackWarning
+from gradnorm_jax.per_example.gram import gradient_gram
 from gradnorm_jax.per_example.passes import Tap
+from gradnorm_jax.per_example.squares import squared_gradient_sums
 from gradnorm_jax.per_example.tapping import taps
 
 __all__ = [
@@ -28,8 +33,10 @@ __all__ = [
     "LossFn",
     "Tap",
     "combine_norms",
+    "gradient_gram",
     "per_example_grad_norms",
     "per_example_grads",
     "per_example_reduce",
+    "squared_gradient_sums",
     "taps",
 ]

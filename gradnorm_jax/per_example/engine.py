@@ -25,7 +25,7 @@ from gradnorm_jax.per_example.layers import (
     is_product,
     norm_by_gradient,
     norm_without_gradient,
-    with_probe,
+    with_norm_probe,
 )
 from gradnorm_jax.per_example.placement import (
     Placement,
@@ -43,7 +43,7 @@ from gradnorm_jax.per_example.program import (
 from gradnorm_jax.tree import Params, leaves_by_name
 
 GradientFunction = Callable[[Any], dict[str, jax.Array]]
-"""`example -> {path: gradient}`; in place of a gradient there may be what is measured of it."""
+"""`example -> {path: gradient}`; in place of a gradient there may be its norm, or its factors."""
 
 
 class FallbackWarning(UserWarning):
@@ -69,17 +69,17 @@ class Loss(NamedTuple):
 
 
 class Measured(NamedTuple):
-    """An equation in whose place something is measured of a parameter's gradient, as its norm.
+    """An equation in whose place the norm of a parameter's gradient is measured.
 
     Attributes:
         path: of the parameter.
-        rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is what is measured.
-        probe: zeros like it.
+        rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is the norm.
+        probe: zeros like the norm.
     """
 
     path: str
     rule: Callable[..., jax.Array]
-    probe: Any
+    probe: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("ord", "selected", "microbatch_size", "placement"))
@@ -107,7 +107,7 @@ def reduced_gradients(
             reduce = _norm_unless_measured({place.path for place in places.values()}, ord)
         else:
             places = {}
-        gradient_of = gradient_function(loss, places)
+        gradient_of = _gradient_function(loss, places)
 
         def of_microbatch(rows: Any) -> dict[str, Any]:
             batch, mask = rows
@@ -181,7 +181,7 @@ def _measured(loss: Loss, ord: Orders, *, in_turn: bool) -> dict[core.Var, Measu
 
     def place(path: str, entry: ParameterUse) -> Measured:
         probe = to_float32_at_least(jnp.zeros(np.shape(ord), loss.leaves[path].dtype))
-        return Measured(path, with_probe(entry, norm_for(path, entry)), probe)
+        return Measured(path, with_norm_probe(entry, norm_for(path, entry)), probe)
 
     return {
         entry.equation.outvars[0]: place(path, entry)
@@ -197,8 +197,7 @@ def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) ->
     return kernel
 
 
-def gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
-    """The gradients of the loss, and in `places` what is measured there."""
+def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
     probes = {place.path: place.probe for place in places.values()}
     unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
 

@@ -4,16 +4,20 @@ Where a kernel enters the loss of an example through one product, its gradient i
 `[R, K]` and G `[R, O]`. These are often smaller.
 """
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.extend import core
 
-from gradnorm_jax.jaxprs import shape_of
+from gradnorm_jax.jaxprs import Rule, eval_jaxpr, own_rule, shape_of
 from gradnorm_jax.per_example.analysis import ParameterUse, keeps_entries
-from gradnorm_jax.per_example.engine import Loss, Measured
-from gradnorm_jax.per_example.layers import is_product, with_probe
+from gradnorm_jax.per_example.engine import Loss
+from gradnorm_jax.per_example.layers import is_product
+from gradnorm_jax.per_example.placement import as_varying
+from gradnorm_jax.per_example.program import batchable_rule
 
 
 def plain_products(loss: Loss) -> dict[str, ParameterUse]:
@@ -27,16 +31,40 @@ def plain_products(loss: Loss) -> dict[str, ParameterUse]:
     }
 
 
-def factor_places(entries: Mapping[str, ParameterUse]) -> dict[core.Var, Measured]:
-    """Places where not a gradient is found, but `(other operand, cotangent of the product)`."""
+def factor_function(
+    loss: Loss, entries: Mapping[str, ParameterUse]
+) -> Callable[[Any], dict[str, Any]]:
+    """`example -> {path: gradient}`, for those in `entries` its factors in place of it.
 
-    def place(path: str, entry: ParameterUse) -> Measured:
-        shapes = shape_of(entry.equation.invars[1 - entry.position]), shape_of(_result(entry))
-        probe = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        return Measured(path, with_probe(entry, lambda *factors: factors), probe)
+    These are the product's other operand, and its cotangent.
+    """
+    paths = {entry.equation.outvars[0]: path for path, entry in entries.items()}
+    shapes = {path: shape_of(result) for result, path in paths.items()}
+    probes = as_varying({path: jnp.zeros(x.shape, x.dtype) for path, x in shapes.items()})
+    leaves = {path: loss.leaves[path] for path in loss.selected if path not in entries}
 
-    return {_result(entry): place(path, entry) for path, entry in entries.items()}
+    def value(variables: tuple[Any, Any], example: Any) -> tuple[jax.Array, dict[str, jax.Array]]:
+        leaves, probes = variables
+        others = {}
 
+        def rule_for(equation: core.JaxprEqn) -> Rule | None:
+            rule = batchable_rule(equation)
+            path = paths.get(equation.outvars[0]) if equation.outvars else None
+            if path is None:
+                return rule
+            return functools.partial(with_probe, path, rule or own_rule(equation))
 
-def _result(entry: ParameterUse) -> core.Var:
-    return entry.equation.outvars[0]
+        def with_probe(path: str, rule: Rule, *operands: jax.Array) -> jax.Array:
+            others[path] = operands[1 - entries[path].position]
+            return rule(*operands) + probes[path]
+
+        operands = [*loss.constants, *(loss.leaves | leaves).values(), *jax.tree.leaves(example)]
+        (result,) = eval_jaxpr(loss.program, rule_for, *operands)
+        return result, others
+
+    def gradients(example: Any) -> dict[str, Any]:
+        (found, cotangents), others = jax.grad(value, has_aux=True)((leaves, probes), example)
+        found |= {path: (others[path], cotangent) for path, cotangent in cotangents.items()}
+        return {path: found[path] for path in loss.selected}
+
+    return gradients

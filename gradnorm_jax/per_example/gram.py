@@ -15,13 +15,12 @@ from gradnorm_jax.per_example.api import LossFn
 from gradnorm_jax.per_example.arguments import as_partial, check_batch
 from gradnorm_jax.per_example.engine import (
     by_microbatches,
-    gradient_function,
     map_examples,
     microbatches,
     trace,
     warn_of_fallback,
 )
-from gradnorm_jax.per_example.factors import factor_places, plain_products
+from gradnorm_jax.per_example.factors import factor_function, plain_products
 from gradnorm_jax.per_example.layers import fast_memory, matrices, sizes
 from gradnorm_jax.per_example.placement import Placement, as_varying, find_placement, spread
 from gradnorm_jax.tree import Params, Select, selected_paths
@@ -125,7 +124,7 @@ def _gram(
         loss = trace(loss_fn, params, batch, selected)
         warn_of_fallback(loss)
         entries = {path: e for path, e in plain_products(loss).items() if _pays(e, *counts)}
-        gradient_of = gradient_function(loss, factor_places(entries))
+        gradient_of = factor_function(loss, entries)
 
         def factors(batch: Any) -> dict[str, Factors]:
             found = map_examples(gradient_of, batch, placement)
@@ -166,10 +165,15 @@ def _as_factors(entry: ParameterUse | None, found: Any) -> Factors:
         x = to_float32_at_least(found.reshape(len(found), 1, -1))
         return x, jnp.ones_like(x, shape=(len(x), 1, 1))
     x, g = to_common_float(*jax.vmap(functools.partial(matrices, entry))(*found))
-    if x.shape[1] == 1:
-        return x, g
-    # What the rows have in common, m, may cancel in the end, when little else is left of them:
-    # X^T G = (X - 1 m^T)^T G + m s^T, s being the sum of G's rows.
+    return (x, g) if x.shape[1] == 1 else centered(x, g)
+
+
+def centered(x: jax.Array, g: jax.Array) -> Factors:
+    """Factors of the same X^T G, with what the rows of X have in common in a row of its own.
+
+    Where the rows of G add up to nothing, this cancels in the end, and little else may be left. Of
+    the mean m of the rows of X, and the sum s of those of G, X^T G = (X - 1 m^T)^T G + m s^T.
+    """
     common = x.mean(axis=1, keepdims=True)
     summed = g.sum(axis=1, keepdims=True)
     return jnp.concatenate([x - common, common], 1), jnp.concatenate([g, summed], 1)

@@ -26,9 +26,6 @@ from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
 from gradnorm_jax.per_example.placement import as_varying
 
-Measure = Callable[[jax.Array, jax.Array], Any]
-"""`(other operand, cotangent of the product) -> pytree of arrays` of one example."""
-
 Norm = Callable[[jax.Array, jax.Array], jax.Array]
 """`(other operand, cotangent of the product) -> norm []` of one example, of K orders `[K]`."""
 
@@ -53,16 +50,16 @@ def is_product(entry: ParameterUse) -> bool:
     return False
 
 
-def with_probe(entry: ParameterUse, measure: Measure) -> Callable[..., jax.Array]:
-    """The product with a further operand whose cotangent is what is measured of the gradient.
+def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]:
+    """The product with a further operand whose cotangent is a norm.
 
     Args:
         entry: the product, and which operand of it is the kernel.
-        measure: of the kernel's gradient, or of that of the parameter it is made of: a norm, say.
+        norm: of the kernel's gradient, or of that of the parameter it is made of.
 
     Returns:
-        `(lhs, rhs, probe) -> result`: the equation's own result, whatever `probe`, zeros like
-        what is measured. The cotangent of the kernel is left out (zero).
+        `(lhs, rhs, probe) -> result`: the equation's own result, whatever `probe`, which is of the
+        norm's shape. The cotangent of the kernel is left out (zero).
     """
     other_at = 1 - entry.position
 
@@ -76,9 +73,8 @@ def with_probe(entry: ParameterUse, measure: Measure) -> Callable[..., jax.Array
 
     def backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
         *operands, probe = saved
-        # Measured first: then what that needs is not kept until the end of the program.
-        measurement = measure(operands[other_at], cotangent)
-        measurement = jax.tree.map(lambda x, zero: x.astype(zero.dtype), measurement, probe)
+        # The norm comes first: then what it needs is not kept until the end of the program.
+        measurement = norm(operands[other_at], cotangent).astype(probe.dtype)
         cotangent, measurement = lax.optimization_barrier((cotangent, measurement))
         of_operands = [jnp.zeros_like(operand) for operand in operands]
         of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)

@@ -18,13 +18,12 @@ from gradnorm_jax.per_example.api import LossFn
 from gradnorm_jax.per_example.arguments import as_partial, check_batch
 from gradnorm_jax.per_example.engine import (
     Loss,
-    gradient_function,
     map_examples,
     microbatches,
     trace,
     warn_of_fallback,
 )
-from gradnorm_jax.per_example.factors import factor_places, plain_products
+from gradnorm_jax.per_example.factors import factor_function, plain_products
 from gradnorm_jax.per_example.layers import sizes
 from gradnorm_jax.per_example.placement import (
     Placement,
@@ -107,7 +106,7 @@ def _sums(
         loss = trace(loss_fn, params, rows[0], selected)
         warn_of_fallback(loss)
         entries = {path: e for path, e in plain_products(loss).items() if sizes(e)[0] == 1}
-        gradient_of = gradient_function(loss, factor_places(entries))
+        gradient_of = factor_function(loss, entries)
 
         def of_microbatch(rows: Any) -> dict[str, jax.Array]:
             batch, mask = rows
