@@ -119,27 +119,41 @@ def test_the_trap_is_there():
         check(jax.jit(norms)(params, jax.device_put(batch, batch_sharding(mesh))))
 
 
+@jax.custom_vjp
+def opaque(x, kernel):
+    """A convolution that cannot be rewritten."""
+    return convolve(x, kernel)
+
+
+opaque.defvjp(lambda x, k: (convolve(x, k), (x, k)), lambda r, g: jax.vjp(convolve, *r)[1](g))
+
+
+def opaque_loss(params, batch):
+    x = opaque(batch["image"], params["conv"])
+    return loss_fn({**params, "conv": jnp.zeros_like(params["conv"])}, batch) + (x**2).sum(
+        axis=(1, 2, 3)
+    )
+
+
 def test_opaque_functions_split_by_an_enclosing_jit():
     """A convolution inside a function with its own derivative cannot be rewritten."""
-
-    @jax.custom_vjp
-    def opaque(x, kernel):
-        return convolve(x, kernel)
-
-    opaque.defvjp(lambda x, k: (convolve(x, k), (x, k)), lambda r, g: jax.vjp(convolve, *r)[1](g))
-
-    def opaque_loss(params, batch):
-        x = opaque(batch["image"], params["conv"])
-        return loss_fn({**params, "conv": jnp.zeros_like(params["conv"])}, batch) + (x**2).sum(
-            axis=(1, 2, 3)
-        )
-
     _, params, batch = network()
     expected = reference.norms(reference.gradients(networks.Network(opaque_loss, params, batch)), 1)
     batch = jax.device_put(batch, batch_sharding(batch_mesh()))
     with pytest.warns(UserWarning, match="gradients of conv"):
         norms = jax.jit(lambda p, b: per_example_grad_norms(opaque_loss, p, b))(params, batch)
     np.testing.assert_allclose(norms["conv"], expected["conv"], rtol=TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore::gradnorm_jax.per_example.FallbackWarning")
+@pytest.mark.parametrize("loss", [loss_fn, opaque_loss])
+def test_batches_of_batches(loss):
+    """Examples that are done one after another, and this for several batches at once."""
+    _, params, batch = network(2)
+    norms = jax.jit(jax.vmap(lambda batch: per_example_grad_norms(loss, params, batch)))
+    found = norms(jax.tree.map(lambda x: jnp.stack([x, -x]), batch))
+    for path, expected in per_example_grad_norms(loss, params, batch).items():
+        np.testing.assert_allclose(found[path][0], expected, rtol=TOLERANCE, err_msg=path)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
