@@ -116,7 +116,9 @@ def _sums(
                 for path, each in zero_rows(found, mask).items()
             }
 
-        return jax.tree.map(lambda x: x[None], _add_up(of_microbatch, rows, microbatch_size))
+        zeros = as_varying({path: _zeros(loss.leaves[path]) for path in loss.selected})
+        sums = _add_up(of_microbatch, rows, microbatch_size, zeros)
+        return jax.tree.map(lambda x: x[None], sums)
 
     devices = 1 if placement.mesh is None else placement.mesh.size
     sums = spread(share_fn, placement)((loss_fn, params), (batch, _fill(mask, batch, devices)))
@@ -132,18 +134,16 @@ def _fill(mask: jax.Array | None, batch: Any, multiple: int) -> jax.Array | None
     return jnp.pad(mask, (0, -size % multiple))
 
 
-def _add_up(function: Callable[[Any], Any], rows: Any, size: int | None) -> Any:
-    """The sum of `function` over microbatches."""
+def _add_up(function: Callable[[Any], Any], rows: Any, size: int | None, zeros: Any) -> Any:
+    """The sum of `function` over microbatches, of the types of `zeros`."""
     batch, mask = rows
     if size is None or size >= len(jax.tree.leaves(batch)[0]):
         return function(rows)
-    split = microbatches((batch, _fill(mask, batch, size)), size)
-    shapes = jax.eval_shape(function, jax.tree.map(lambda x: x[0], split))
-    zeros = as_varying(jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes))
-    total, _ = lax.scan(
-        lambda total, rows: (jax.tree.map(jnp.add, total, function(rows)), None), zeros, split
-    )
-    return total
+
+    def add(total: Any, rows: Any) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, total, function(rows)), None
+
+    return lax.scan(add, zeros, microbatches((batch, _fill(mask, batch, size)), size))[0]
 
 
 def _sum_of_squares(loss: Loss, path: str, entry: ParameterUse | None, found: Any) -> jax.Array:
@@ -154,7 +154,11 @@ def _sum_of_squares(loss: Loss, path: str, entry: ParameterUse | None, found: An
     leaf = loss.leaves[path]
     make_kernel = functools.partial(_make_kernel, loss, path, entry)
     (sums,) = jax.linear_transpose(make_kernel, jnp.zeros(leaf.shape, sums.dtype))(sums)
-    return sums.astype(to_float32_at_least(jnp.zeros((), leaf.dtype)).dtype)
+    return sums.astype(_zeros(leaf).dtype)
+
+
+def _zeros(leaf: jax.Array) -> jax.Array:
+    return to_float32_at_least(jnp.abs(jnp.zeros_like(leaf)))
 
 
 def _product_of_squares(entry: ParameterUse, others: jax.Array, cotangents: jax.Array) -> jax.Array:
