@@ -120,28 +120,21 @@ def plain_rule(equation: core.JaxprEqn) -> Rule | None:
 
 
 def kernel_gradient(
-    lhs: jax.Array,
-    rhs: Array,
-    cotangent: jax.Array,
-    parameters: Parameters,
-    *,
-    joined: bool = False,
+    lhs: jax.Array, rhs: Array, cotangent: jax.Array, parameters: Parameters
 ) -> jax.Array:
-    """Gradient with respect to `rhs`, of its shape and type.
-
-    With `joined` it is a single product, fastest for a few examples; without, the input is not
-    copied once for each offset unless the copies are small.
-    """
+    """Gradient with respect to `rhs`, of its shape and type."""
     x, geometry = _channels_last(lhs, rhs, parameters)
     g = _result_channels_last(cotangent, parameters)
     groups, precision = parameters["feature_group_count"], parameters["precision"]
     if groups > 1:
-        products = [_grouped_product(v, g, groups, precision) for v in _patches(x, geometry, 0)]
+        product = functools.partial(_grouped_product, groups=groups, precision=precision)
     else:
-        axes = len(geometry.kernel) if joined else _axes_to_join(geometry, x, g)
-        products = [_product(v, g, precision) for v in _patches(x, geometry, axes)]
-    channels = x.shape[-1] // groups
-    gradient = jnp.stack(products).reshape(*geometry.kernel, channels, g.shape[-1])
+        product = functools.partial(_product, precision=precision)
+    if groups == 1 and _is_thin(geometry, x, g):
+        gradient = product(_each_offset(x, geometry, lambda view: view), g)
+    else:
+        gradient = _each_offset(x, geometry, lambda view: product(view, g))
+    gradient = gradient.reshape(*geometry.kernel, x.shape[-1] // groups, g.shape[-1])
     output, channel, *space = parameters["dimension_numbers"].rhs_spec
     return gradient.transpose(np.argsort([*space, channel, output])).astype(rhs.dtype)
 
@@ -155,8 +148,9 @@ def as_matrices(
     """
     x, geometry = _channels_last(lhs, rhs, parameters)
     g = _result_channels_last(cotangent, parameters)
-    (patches,) = _patches(x, geometry, len(geometry.kernel))
-    return patches.reshape(-1, patches.shape[-1]), g.reshape(-1, g.shape[-1])
+    g = g.reshape(-1, g.shape[-1])
+    views = _each_offset(x, geometry, lambda view: view.reshape(len(g), -1))
+    return views.swapaxes(0, 1).reshape(len(g), -1), g
 
 
 def _group_by_group(parameters: Parameters, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -188,8 +182,8 @@ def _sum_of_products(parameters: Parameters, lhs: jax.Array, rhs: jax.Array) -> 
     # Several outputs of one channel stand beside each other.
     kernel = rhs.astype(x.dtype).transpose(*space, channel, output)
     kernel = kernel.reshape(-1, *ones, channels, kernel.shape[-1] // channels)
-    patches = (patch[..., None] for patch in _patches(x, geometry, 0))
-    y = functools.reduce(jnp.add, map(jnp.multiply, patches, kernel))
+    views = (view[..., None] for view in _views(x, geometry))
+    y = functools.reduce(jnp.add, map(jnp.multiply, views, kernel))
     y = y.reshape(*y.shape[:-2], -1)
     batch, channel, *space = numbers.out_spec
     y = y.transpose(np.argsort([batch, *space, channel]))
@@ -219,46 +213,62 @@ def _result_channels_last(result: jax.Array, parameters: Parameters) -> jax.Arra
     return result.transpose(batch, *space, channel)
 
 
-def _patches(x: jax.Array, geometry: Geometry, joined: int) -> Iterator[jax.Array]:
-    """The input under each offset of the kernel, `[N, *output, block * C]`.
+def _views(x: jax.Array, geometry: Geometry) -> Iterator[jax.Array]:
+    """The input under one offset of the kernel after the other, `[N, *output, C]`."""
+    padded = _padded(x, geometry)
+    size = _extent(padded, geometry)
+    for offset in _offsets(geometry).tolist():
+        stop = np.add(offset, size).tolist()
+        yield lax.slice(padded, offset, stop, (1, *geometry.strides, 1))
 
-    The offsets along the last `joined` axes of the kernel form one block, those along the others
-    are yielded one after another.
+
+def _each_offset(
+    x: jax.Array, geometry: Geometry, function: Callable[[jax.Array], jax.Array]
+) -> jax.Array:
+    """`function` of the input under each offset of the kernel, `[offsets, ...]`.
+
+    In a loop: unrolled, each offset would be compiled by itself, in every layer.
     """
-    zero = jnp.zeros((), x.dtype)
-    padded = lax.pad(x, zero, ((0, 0, 0), *geometry.padding, (0, 0, 0)))
+    padded = _padded(x, geometry)
+    size = _extent(padded, geometry)
 
-    def view(offset: tuple[int, ...]) -> jax.Array:
-        start = np.multiply(offset, geometry.dilation)
-        stop = start + np.multiply(np.subtract(geometry.output, 1), geometry.strides) + 1
-        return lax.slice(
-            padded,
-            (0, *start.tolist(), 0),
-            (x.shape[0], *stop.tolist(), x.shape[-1]),
-            (1, *geometry.strides, 1),
-        )
+    def of_offset(offset: jax.Array) -> jax.Array:
+        view = lax.dynamic_slice(padded, offset, size)
+        return function(lax.slice(view, [0] * view.ndim, size, (1, *geometry.strides, 1)))
 
-    split = len(geometry.kernel) - joined
-    for outer in itertools.product(*map(range, geometry.kernel[:split])):
-        inner = itertools.product(*map(range, geometry.kernel[split:]))
-        yield jnp.concatenate([view(outer + offset) for offset in inner], axis=-1)
+    offsets = _offsets(geometry)
+    return lax.map(of_offset, offsets) if len(offsets) > 1 else of_offset(offsets[0])[None]
 
 
-def _axes_to_join(geometry: Geometry, x: jax.Array, g: jax.Array) -> int:
-    """How many axes of the kernel to join: all while patches are smaller than the gradient."""
-    if math.prod(geometry.output) <= g.shape[-1]:
-        return len(geometry.kernel)
-    # Products thinner than this are slow.
-    return 0 if x.shape[-1] >= 16 else 1
+def _padded(x: jax.Array, geometry: Geometry) -> jax.Array:
+    return lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *geometry.padding, (0, 0, 0)))
 
 
-def _product(x: jax.Array, g: jax.Array, precision: Any) -> jax.Array:
-    """`[N, *space, C], [N, *space, O] -> [C, O]`."""
-    axes = tuple(range(x.ndim - 1))
-    return _dot(x, g, ((axes, axes), ((), ())), precision)
+def _offsets(geometry: Geometry) -> np.ndarray:
+    """Where the view of each entry of the kernel begins, `[offsets, axes of the input]`."""
+    indices = list(itertools.product([0], *map(range, geometry.kernel), [0]))
+    return np.multiply(indices, (1, *geometry.dilation, 1)).astype(np.int32)
 
 
-def _grouped_product(x: jax.Array, g: jax.Array, groups: int, precision: Any) -> jax.Array:
+def _extent(padded: jax.Array, geometry: Geometry) -> list[int]:
+    """Of a view, before all but every so many of its entries are left out."""
+    space = np.multiply(np.subtract(geometry.output, 1), geometry.strides) + 1
+    return [padded.shape[0], *space.tolist(), padded.shape[-1]]
+
+
+def _is_thin(geometry: Geometry, x: jax.Array, g: jax.Array) -> bool:
+    """Whether the products of single offsets would be slow: of few channels, or few positions."""
+    return x.shape[-1] < 16 or math.prod(geometry.output) <= g.shape[-1]
+
+
+def _product(x: jax.Array, g: jax.Array, *, precision: Any) -> jax.Array:
+    """`[..., N, *space, C], [N, *space, O] -> [..., C, O]`."""
+    axes = tuple(range(g.ndim - 1))
+    of_x = tuple(axis + x.ndim - g.ndim for axis in axes)
+    return _dot(x, g, ((of_x, axes), ((), ())), precision)
+
+
+def _grouped_product(x: jax.Array, g: jax.Array, *, groups: int, precision: Any) -> jax.Array:
     """`[N, *space, C], [N, *space, O] -> [C / groups, O]`, every group by itself."""
     axes = tuple(range(x.ndim - 1))
     x = x.reshape(*x.shape[:-1], groups, -1)

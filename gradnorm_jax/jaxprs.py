@@ -53,7 +53,7 @@ def eval_jaxpr(
         return atom.val if isinstance(atom, core.Literal) else values[atom]
 
     # A part of the program is computed beside the whole, which does what more there is to do.
-    for equation in _needed(jaxpr, wanted, effects=results is None):
+    for equation in needed(program, wanted, effects=results is None):
         rule = rule_for(equation) or own_rule(equation)
         outputs = rule(*map(read, equation.invars))
         if not equation.primitive.multiple_results:
@@ -103,6 +103,34 @@ def scan_sizes(equation: core.JaxprEqn) -> tuple[int, int]:
     return count_alike(equation.invars, inner.invars) - carried, carried
 
 
+def run_scan(
+    equation: core.JaxprEqn, turn: Callable[..., tuple[list[Any], Any]], beside: Any, *operands: Any
+) -> tuple[list[Any], Any]:
+    """A `jax.lax.scan` that takes and gives something more in every turn.
+
+    Args:
+        equation: of the loop.
+        turn: `(beside, *operands of the body) -> (results of the body, found)`.
+        beside: pytree of arrays, a row for each turn.
+        *operands: of the loop.
+
+    Returns:
+        The results of the loop, and what is found, a row for each turn.
+    """
+    fixed, carried = scan_sizes(equation)
+    carry = list(operands[fixed : fixed + carried])
+    rows = (beside, list(operands[fixed + carried :]))
+
+    def step(carry: list[Any], row: tuple[Any, list[Any]]) -> tuple[list[Any], Any]:
+        beside, xs = row
+        results, found = turn(beside, *operands[:fixed], *carry, *xs)
+        return results[:carried], (results[carried:], found)
+
+    options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+    carry, (ys, found) = jax.lax.scan(step, carry, rows, **options)
+    return [*carry, *ys], found
+
+
 def body(program: Program) -> core.Jaxpr:
     """The jaxpr without its constants."""
     return cast(core.Jaxpr, getattr(program, "jaxpr", program))
@@ -117,11 +145,13 @@ def _is_program(value: Any) -> bool:
     return isinstance(value, core.Jaxpr | core.ClosedJaxpr)
 
 
-def _needed(jaxpr: core.Jaxpr, results: Sequence[Any], *, effects: bool) -> list[core.JaxprEqn]:
-    """The equations that the results depend on, or that do more than compute, in order."""
+def needed(
+    program: Program, results: Sequence[Any], *, effects: bool = False
+) -> list[core.JaxprEqn]:
+    """The equations that results depend on, in order; with `effects`, those that have some too."""
     wanted = {atom for atom in results if isinstance(atom, core.Var)}
     kept = []
-    for equation in reversed(jaxpr.eqns):
+    for equation in reversed(body(program).eqns):
         if (effects and equation.effects) or not wanted.isdisjoint(equation.outvars):
             kept.append(equation)
             wanted.update(atom for atom in equation.invars if isinstance(atom, core.Var))

@@ -72,9 +72,14 @@ def combine_norms(norms: Mapping[str, jax.Array], *, ord: Orders = 1) -> jax.Arr
     if parts.shape[2:] != np.shape(ord):
         got = next(iter(norms.values())).shape
         raise ValueError(f"norms must be [B], or [B, K] of K orders; got {got} for ord={ord}")
+    return norms_of_norms(parts, ord=ord)
+
+
+def norms_of_norms(norms: jax.Array, *, ord: Orders) -> jax.Array:
+    """`combine_norms` of parts that are stacked: `[B, ...] -> [B]`, or `[B, ..., K] -> [B, K]`."""
     if not isinstance(ord, Sequence):
-        return entrywise_norm(parts, ord=ord)
-    combined = [entrywise_norm(parts[..., i], ord=each) for i, each in enumerate(ord)]
+        return entrywise_norm(norms, ord=ord)
+    combined = [entrywise_norm(norms[..., i], ord=each) for i, each in enumerate(ord)]
     return jnp.stack(combined, axis=1)
 
 

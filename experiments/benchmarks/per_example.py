@@ -1,12 +1,12 @@
-"""Per-example gradient norms of a ResNetV2-50 (BiT): time and memory of four ways to get them.
+"""Per-example gradient norms: time, memory and compilation of four ways to get them.
 
-    python experiments/benchmarks/per_example.py --image-size 128 --batch-size 8
+    python experiments/benchmarks/per_example.py --model bit_r50x1 --image-size 128 --batch-size 8
 
 Rows: the ordinary gradient of the batch's mean loss, which every other row is measured against;
 this library's norms, one for each parameter; the same through `vmap(grad)`; the same through
 `lax.map` over single examples. Runs of all rows alternate, so that a busy machine slows all of
 them, and the fastest of each counts. Memory is the compiler's figure for temporary values and
-results.
+results; the time to compile is that of all cores, tracing included.
 """
 
 import dataclasses
@@ -15,14 +15,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import tyro
+from flax import linen as nn
 from rich.console import Console
 from rich.table import Table
 
 from gradnorm_jax.losses import kl_to_uniform
-from gradnorm_jax.models.bit import BiT
+from gradnorm_jax.models import init_model
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.per_example import per_example_grad_norms
+
+Losses = Callable[[Any, jax.Array], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,29 +34,67 @@ class Config:
     """What to measure.
 
     Attributes:
+        model: a network of `gradnorm-jax models`, or "scanned": a transformer of 12 equal blocks in
+            one `nn.scan`, each computed again on the way back.
         image_size: height and width.
         batch_size: number of images.
-        depths: units in each block of the network.
         ord: order of the norm.
         microbatch_size: of this library's row; 0 for the whole batch at once.
         repetitions: runs of each row.
         one_by_one: measure the slow row of single examples too.
     """
 
+    model: str = "bit_r50x1"
     image_size: int = 128
     batch_size: int = 8
-    depths: tuple[int, ...] = (3, 4, 6, 3)
     ord: float = 1
     microbatch_size: int = 0
     repetitions: int = 7
     one_by_one: bool = False
 
 
-def rows(config: Config, network: BiT) -> dict[str, Callable[[Any, jax.Array], Any]]:
-    """The functions `(params, images) -> result` by name; the first is the unit."""
+class Block(nn.Module):
+    """Of a transformer, as `nn.scan` takes it."""
 
-    def losses(params: Any, images: jax.Array) -> jax.Array:
-        return kl_to_uniform(network.apply({"params": params}, images).logits)
+    heads: int = 3
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        """`[B, tokens, width]` of the same shape."""
+        x = x + nn.MultiHeadDotProductAttention(self.heads)(nn.LayerNorm()(x))
+        y = nn.Dense(4 * x.shape[-1])(nn.LayerNorm()(x))
+        return x + nn.Dense(x.shape[-1])(nn.gelu(y)), None
+
+
+class Scanned(nn.Module):
+    """A small transformer whose blocks hold their parameters in common leaves."""
+
+    width: int = 192
+    depth: int = 12
+    num_classes: int = 1000
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits `[B, C]`."""
+        x = nn.Conv(self.width, (16, 16), (16, 16))(images)
+        x = x.reshape(x.shape[0], -1, self.width)
+        axes: Any = {"variable_axes": {"params": 0}, "split_rngs": {"params": True}}
+        x, _ = nn.scan(nn.remat(Block), length=self.depth, **axes)()(x, None)
+        return nn.Dense(self.num_classes)(nn.LayerNorm()(x.mean(axis=1)))
+
+
+def load(name: str, images: jax.Array) -> tuple[Losses, Any]:
+    """The loss `[B]` of a network, and its parameters at random."""
+    if name == "scanned":
+        network = Scanned()
+        params = jax.jit(network.init)(jax.random.key(0), images)["params"]
+        return lambda params, x: kl_to_uniform(network.apply({"params": params}, x)), params
+    model = init_model(name, 1000, jax.random.key(0))
+    return lambda params, x: kl_to_uniform(model.apply(params, x).logits), model.params
+
+
+def rows(config: Config, losses: Losses) -> dict[str, Callable[[Any, jax.Array], Any]]:
+    """The functions `(params, images) -> result` by name; the first is the unit."""
 
     def gradient(params: Any, image: jax.Array) -> Any:
         return jax.grad(lambda params: losses(params, image[None])[0])(params)
@@ -79,6 +121,13 @@ def rows(config: Config, network: BiT) -> dict[str, Callable[[Any, jax.Array], A
     return functions
 
 
+def compiled(function: Callable[..., Any], *operands: Any) -> tuple[Any, float]:
+    """The compiled program, and the processors' seconds that it took."""
+    start = time.process_time()
+    program = jax.jit(function).lower(*operands).compile()
+    return program, time.process_time() - start
+
+
 def fastest(
     programs: dict[str, Callable[..., Any]], operands: tuple[Any, ...], repetitions: int
 ) -> dict[str, float]:
@@ -95,29 +144,29 @@ def fastest(
 
 def main(config: Config) -> None:
     """Prints the table."""
-    network = BiT(num_classes=1000, depths=config.depths)
     shape = (config.batch_size, config.image_size, config.image_size, 3)
-    images = jax.random.normal(jax.random.key(0), shape)
-    params = jax.jit(network.init)(jax.random.key(1), images)["params"]
-    programs = {
-        name: jax.jit(function).lower(params, images).compile()
-        for name, function in rows(config, network).items()
+    images = jax.random.normal(jax.random.key(0), shape, jnp.float32)
+    losses, params = load(config.model, images)
+    made = {
+        name: compiled(function, params, images) for name, function in rows(config, losses).items()
     }
+    programs = {name: program for name, (program, _) in made.items()}
     seconds = fastest(programs, (params, images), config.repetitions)
-    unit = next(iter(seconds.values()))
+    (_, unit_of_compiling), unit = next(iter(made.values())), next(iter(seconds.values()))
     device = jax.devices()[0]
     table = Table(
-        title=f"ResNetV2 {config.depths}, {config.image_size} px, batch {config.batch_size}, "
+        title=f"{config.model}, {config.image_size} px, batch {config.batch_size}, "
         f"ord {config.ord:g}, {device.device_kind} ({device.platform}), jax {jax.__version__}"
     )
     table.add_column("")
-    for heading in ("ms", "ratio", "MB"):
+    for heading in ("ms", "ratio", "MB", "s to compile", "ratio"):
         table.add_column(heading, justify="right")
-    for name, program in programs.items():
+    for name, (program, compiling) in made.items():
         memory = program.memory_analysis()
         megabytes = (memory.temp_size_in_bytes + memory.output_size_in_bytes) / 1e6
-        ratio = seconds[name] / unit
-        table.add_row(name, f"{1e3 * seconds[name]:.0f}", f"{ratio:.2f}", f"{megabytes:.0f}")
+        ratio, of_compiling = seconds[name] / unit, compiling / unit_of_compiling
+        figures = (f"{1e3 * seconds[name]:.0f}", f"{ratio:.2f}", f"{megabytes:.0f}")
+        table.add_row(name, *figures, f"{compiling:.1f}", f"{of_compiling:.2f}")
     Console(width=110).print(table)
 
 

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 
 from jax.extend import core
 
-from gradnorm_jax.jaxprs import Program, body, inner_programs
+from gradnorm_jax.jaxprs import (
+    Program,
+    body,
+    called_program,
+    inner_programs,
+    is_call,
+    needed,
+    scan_sizes,
+)
 
 Origins = frozenset[str] | None
 """The parameters that a variable comes from; None if it depends on the example as well."""
@@ -110,11 +118,25 @@ def keeps_entries(program: Program, variable: Any) -> bool:
     return variable in jaxpr.invars
 
 
+def inputs_of(program: Program, variable: Any) -> set[Any]:
+    """The inputs of a program that a variable is made of."""
+    atoms = [atom for equation in needed(program, [variable]) for atom in equation.invars]
+    found = {atom for atom in (variable, *atoms) if isinstance(atom, core.Var)}
+    return found.intersection(body(program).invars)
+
+
 def _without_rule(
     equation: core.JaxprEqn, operands: Sequence[Origins], paths: frozenset[str]
 ) -> frozenset[str]:
-    if equation.primitive.name == "remat2":
-        return find_entries(equation.params["jaxpr"], operands).without_rule
+    if equation.primitive.name == "remat2" or is_call(equation):
+        return find_entries(called_program(equation), operands).without_rule
+    if equation.primitive.name == "scan":
+        # What all turns share has a gradient that adds up over them.
+        fixed, carried = scan_sizes(equation)
+        shared, rows = operands[:fixed], operands[fixed + carried :]
+        inside = [*shared, *[None] * carried, *rows]
+        in_turn = find_entries(equation.params["jaxpr"], inside).without_rule
+        return all_paths(operands[: fixed + carried]) | in_turn
     if equation.primitive.name == "cond":
         branches = equation.params["branches"]
         return _NO_PATHS.union(*(find_entries(b, operands[1:]).without_rule for b in branches))

@@ -41,9 +41,11 @@ def per_example_grad_norms(
     example's norm depends on that example alone. The arithmetic is that of one ordinary backward
     pass over the batch. A kernel that is used once has its gradients formed for a few examples at a
     time, and none at all where it multiplies one row for each example (a classifier's last layer)
-    or, for the 2-norm, few rows. Nothing below the selected parameters is differentiated: the norms
-    of the last layer cost a forward pass. The norms, the gradients and what is made of them can be
-    differentiated again, forwards (`jax.jvp`, `jax.jacfwd`) and in reverse.
+    or, for the 2-norm, few rows. So it is under `jax.checkpoint`, and in `jax.lax.scan` where each
+    turn takes a row of the parameter, as with `nn.scan`. Nothing below the selected parameters is
+    differentiated: the norms of the last layer cost a forward pass. The norms, the gradients and
+    what is made of them can be differentiated again, forwards (`jax.jvp`, `jax.jacfwd`) and in
+    reverse.
 
     >>> norms = per_example_grad_norms(loss_fn, params, images, ord=1, select="block4")
     >>> whole = combine_norms(norms, ord=1)  # over block4 as one vector, [B]
@@ -80,9 +82,10 @@ def per_example_grad_norms(
             holds integers.
 
     Warns:
-        FallbackWarning: once for each program, naming the parameters that enter a loop
-            (`jax.lax.scan`) or a function with its own derivative. Their gradients are as exact,
-            but take the time and memory of `jax.vmap(jax.grad(...))`.
+        FallbackWarning: once for each program, naming the parameters that all turns of a loop
+            share (those of a recurrent cell) or that enter a function with its own derivative.
+            Their gradients are as exact, but take the time and memory of
+            `jax.vmap(jax.grad(...))`.
 
     References:
         Goodfellow (2015), "Efficient Per-Example Gradient Computations", for outer products.

@@ -3,30 +3,16 @@
 import functools
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.extend import core
 
-from gradnorm_jax.jaxprs import Program, Rule, eval_jaxpr
-from gradnorm_jax.norms import Orders, entrywise_norm
-from gradnorm_jax.numerics import to_float32_at_least
-from gradnorm_jax.per_example.analysis import (
-    ParameterUse,
-    ParameterUses,
-    find_entries,
-    keeps_entries,
-)
-from gradnorm_jax.per_example.layers import (
-    Norm,
-    is_product,
-    norm_by_gradient,
-    norm_without_gradient,
-    with_norm_probe,
-)
+from gradnorm_jax.jaxprs import Program, eval_jaxpr
+from gradnorm_jax.norms import Orders
+from gradnorm_jax.per_example.analysis import find_entries
+from gradnorm_jax.per_example.measuring import norm_function
 from gradnorm_jax.per_example.placement import (
     Placement,
     as_varying,
@@ -35,6 +21,7 @@ from gradnorm_jax.per_example.placement import (
     zero_rows,
 )
 from gradnorm_jax.per_example.program import (
+    Loss,
     batchable_rule,
     convolutions,
     differentiated_rule,
@@ -48,38 +35,6 @@ GradientFunction = Callable[[Any], dict[str, jax.Array]]
 
 class FallbackWarning(UserWarning):
     """The per-example gradients of some parameters cost what `vmap(grad)` would."""
-
-
-class Loss(NamedTuple):
-    """The loss of one example.
-
-    Attributes:
-        program: takes `constants`, then the leaves of the parameters, then those of an example.
-        constants: arrays bound to the loss function.
-        leaves: of the parameters, by path.
-        selected: paths of the parameters to differentiate with respect to.
-        entries: how these enter the loss.
-    """
-
-    program: Program
-    constants: list[jax.Array]
-    leaves: dict[str, jax.Array]
-    selected: tuple[str, ...]
-    entries: ParameterUses
-
-
-class Measured(NamedTuple):
-    """An equation in whose place the norm of a parameter's gradient is measured.
-
-    Attributes:
-        path: of the parameter.
-        rule: `(lhs, rhs, probe) -> result`; the cotangent of `probe` is the norm.
-        probe: zeros like the norm.
-    """
-
-    path: str
-    rule: Callable[..., jax.Array]
-    probe: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("ord", "selected", "microbatch_size", "placement"))
@@ -103,17 +58,16 @@ def reduced_gradients(
         loss = trace(loss_fn, params, batch, selected)
         warn_of_fallback(loss)
         if reduce is None:
-            places = _measured(loss, ord, in_turn=placement.known)
-            reduce = _norm_unless_measured({place.path for place in places.values()}, ord)
+            of_example = norm_function(loss, ord=ord, in_turn=placement.known)
         else:
-            places = {}
-        gradient_of = _gradient_function(loss, places)
+            of_example = _gradient_function(loss)
 
         def of_microbatch(rows: Any) -> dict[str, Any]:
             batch, mask = rows
-            gradients = map_examples(gradient_of, batch, placement)
-            results = {path: _reduced(reduce, path, each) for path, each in gradients.items()}
-            return zero_rows(results, mask)
+            found = map_examples(of_example, batch, placement)
+            if reduce is not None:
+                found = {path: _reduced(reduce, path, each) for path, each in found.items()}
+            return zero_rows(found, mask)
 
         # Zeros from the start, for what padding holds is not to be seen in derivatives either.
         return by_microbatches(of_microbatch, (zero_rows(batch, mask), mask), microbatch_size)
@@ -132,15 +86,6 @@ def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.
     return results
 
 
-def _norm_unless_measured(
-    measured: Collection[str], ord: Orders
-) -> Callable[[str, jax.Array], jax.Array]:
-    def norm(path: str, gradients: jax.Array) -> jax.Array:
-        return gradients if path in measured else entrywise_norm(gradients, ord=ord)
-
-    return norm
-
-
 def trace(
     loss_fn: jax.tree_util.Partial, params: Params, batch: Any, selected: tuple[str, ...]
 ) -> Loss:
@@ -152,78 +97,32 @@ def trace(
         *[frozenset({path}.intersection(selected)) for path in leaves],
         *[None for _ in jax.tree.leaves(batch)],
     ]
-    return Loss(program, constants, leaves, selected, find_entries(program, origins))
+    return Loss(program, constants, leaves, selected, origins)
 
 
 def warn_of_fallback(loss: Loss) -> None:
     """Names the selected parameters that are differentiated as `vmap(grad)` would."""
-    paths = [path for path in loss.selected if path in loss.entries.without_rule]
+    without_rule = find_entries(loss.program, loss.origins).without_rule
+    paths = [path for path in loss.selected if path in without_rule]
     if paths:
         warnings.warn(
-            "loops and functions with a derivative rule of their own are differentiated as "
-            "vmap(grad) would, in time and memory; this concerns the per-example gradients of "
-            + ", ".join(paths),
+            "what all turns of a loop share, and functions with their own derivative, are "
+            "differentiated as vmap(grad) would, in time and memory; this concerns the per-example "
+            "gradients of " + ", ".join(paths),
             FallbackWarning,
             stacklevel=2,
         )
 
 
-def _measured(loss: Loss, ord: Orders, *, in_turn: bool) -> dict[core.Var, Measured]:
-    """By their result, the products by kernels whose gradients' norms are measured there."""
-
-    def norm_for(path: str, entry: ParameterUse) -> Norm:
-        if keeps_entries(loss.program, entry.variable):
-            norm = norm_without_gradient(entry, ord=ord)
-            if norm is not None:
-                return norm
-        make_kernel = functools.partial(_make_kernel, loss, path, entry)
-        return norm_by_gradient(entry, make_kernel, loss.leaves[path], ord=ord, in_turn=in_turn)
-
-    def place(path: str, entry: ParameterUse) -> Measured:
-        probe = to_float32_at_least(jnp.zeros(np.shape(ord), loss.leaves[path].dtype))
-        return Measured(path, with_norm_probe(entry, norm_for(path, entry)), probe)
-
-    return {
-        entry.equation.outvars[0]: place(path, entry)
-        for path, entry in loss.entries.sole.items()
-        if is_product(entry)
-    }
-
-
-def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) -> jax.Array:
-    """What becomes of the parameter at `path` until it enters the loss."""
-    operands = [*loss.constants, *(loss.leaves | {path: leaf}).values()]
-    (kernel,) = eval_jaxpr(loss.program, batchable_rule, *operands, results=[entry.variable])
-    return kernel
-
-
-def _gradient_function(loss: Loss, places: Mapping[core.Var, Measured]) -> GradientFunction:
-    probes = {place.path: place.probe for place in places.values()}
-    unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in probes}
-
-    def value(variables: tuple[Any, Any], example: Any) -> jax.Array:
-        leaves, probes = variables
-
-        def rule_for(equation: core.JaxprEqn) -> Rule | None:
-            place = places.get(equation.outvars[0]) if equation.outvars else None
-            if place is None:
-                return batchable_rule(equation)
-            return functools.partial(place.rule, probe=probes[place.path])
-
-        operands = [*loss.constants, *(loss.leaves | leaves).values(), *jax.tree.leaves(example)]
-        (result,) = eval_jaxpr(loss.program, rule_for, *operands)
+def _gradient_function(loss: Loss) -> GradientFunction:
+    def value(variables: dict[str, jax.Array], example: Any) -> jax.Array:
+        (result,) = eval_jaxpr(loss.program, batchable_rule, *loss.operands(variables, example))
         return result
 
-    def gradients(example: Any) -> dict[str, jax.Array]:
-        of_leaves, norms = jax.grad(value)((unmeasured, as_varying(probes)), example)
-        return {path: (of_leaves | norms)[path] for path in loss.selected}
-
-    return gradients
+    return functools.partial(jax.grad(value), {path: loss.leaves[path] for path in loss.selected})
 
 
-def map_examples(
-    gradient_of: GradientFunction, batch: Any, placement: Placement
-) -> dict[str, jax.Array]:
+def map_examples(gradient_of: GradientFunction, batch: Any, placement: Placement) -> dict[str, Any]:
     """The gradients of all examples at once, if a compiler that splits them will do so rightly."""
     program, shapes = jax.make_jaxpr(gradient_of, return_shape=True)(_first(batch))
 

@@ -13,18 +13,17 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from gradnorm_jax.jaxprs import Rule, eval_jaxpr, own_rule, shape_of
-from gradnorm_jax.per_example.analysis import ParameterUse, keeps_entries
-from gradnorm_jax.per_example.engine import Loss
+from gradnorm_jax.per_example.analysis import ParameterUse, find_entries, keeps_entries
 from gradnorm_jax.per_example.layers import is_product
 from gradnorm_jax.per_example.placement import as_varying
-from gradnorm_jax.per_example.program import batchable_rule
+from gradnorm_jax.per_example.program import Loss, batchable_rule
 
 
 def plain_products(loss: Loss) -> dict[str, ParameterUse]:
     """Parameters that are a kernel themselves, in whatever order, of one product without groups."""
     return {
         path: entry
-        for path, entry in loss.entries.sole.items()
+        for path, entry in find_entries(loss.program, loss.origins).sole.items()
         if is_product(entry)
         and entry.equation.params.get("feature_group_count", 1) == 1
         and keeps_entries(loss.program, entry.variable)
@@ -58,8 +57,7 @@ def factor_function(
             others[path] = operands[1 - entries[path].position]
             return rule(*operands) + probes[path]
 
-        operands = [*loss.constants, *(loss.leaves | leaves).values(), *jax.tree.leaves(example)]
-        (result,) = eval_jaxpr(loss.program, rule_for, *operands)
+        (result,) = eval_jaxpr(loss.program, rule_for, *loss.operands(leaves, example))
         return result, others
 
     def gradients(example: Any) -> dict[str, Any]:

@@ -25,9 +25,10 @@ from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
 from gradnorm_jax.per_example.placement import as_varying
+from gradnorm_jax.per_example.turns import in_turns
 
-Norm = Callable[[jax.Array, jax.Array], jax.Array]
-"""`(other operand, cotangent of the product) -> norm []` of one example, of K orders `[K]`."""
+Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+"""`(other operand, cotangent of the product, parameter) -> norm []`, of K orders `[K]`."""
 
 _FEW_BYTES = 2 * 2**20
 """What a processor's cache holds beside everything else."""
@@ -58,27 +59,30 @@ def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]
         norm: of the kernel's gradient, or of that of the parameter it is made of.
 
     Returns:
-        `(lhs, rhs, probe) -> result`: the equation's own result, whatever `probe`, which is of the
-        norm's shape. The cotangent of the kernel is left out (zero).
+        `(lhs, rhs, parameter, probe) -> result`: the equation's own result, whatever `probe`, which
+        is of the norm's shape. The cotangents of the kernel and of the parameter are left out
+        (zero).
     """
     other_at = 1 - entry.position
 
     @jax.custom_vjp
-    def product(lhs: jax.Array, rhs: jax.Array, probe: jax.Array) -> jax.Array:
-        return _multiply(entry, (lhs, rhs))
+    def product(
+        lhs: jax.Array, rhs: jax.Array, parameter: jax.Array, probe: jax.Array
+    ) -> jax.Array:
+        return multiply(entry, lhs, rhs)
 
-    def forward(lhs: jax.Array, rhs: jax.Array, probe: jax.Array) -> tuple[jax.Array, Any]:
+    def forward(*operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         # The plain product: by `product`, a second derivative would leave out the kernel's part.
-        return _multiply(entry, (lhs, rhs)), (lhs, rhs, probe)
+        return multiply(entry, *operands[:2]), operands
 
-    def backward(saved: Any, cotangent: jax.Array) -> tuple[jax.Array, ...]:
-        *operands, probe = saved
+    def backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        *operands, parameter, probe = saved
         # The norm comes first: then what it needs is not kept until the end of the program.
-        measurement = norm(operands[other_at], cotangent).astype(probe.dtype)
+        measurement = norm(operands[other_at], cotangent, parameter).astype(probe.dtype)
         cotangent, measurement = lax.optimization_barrier((cotangent, measurement))
         of_operands = [jnp.zeros_like(operand) for operand in operands]
         of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)
-        return *of_operands, measurement
+        return *of_operands, jnp.zeros_like(parameter), measurement
 
     product.defvjp(forward, backward)
     return product
@@ -95,7 +99,7 @@ def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
     if not (rows == 1 or (few_rows and np.all(np.equal(ord, 2)))):
         return None
 
-    def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
+    def norm(other: jax.Array, cotangent: jax.Array, parameter: jax.Array) -> jax.Array:
         return product_norm(*matrices(entry, other, cotangent), ord=ord)
 
     return norm
@@ -104,19 +108,20 @@ def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
 def norm_by_gradient(
     entry: ParameterUse,
     make_kernel: Callable[[jax.Array], jax.Array],
-    parameter: jax.Array,
     *,
     ord: Orders,
     in_turn: bool,
 ) -> Norm:
-    """The norm of the gradient of `parameter`, of which `make_kernel` makes the kernel.
+    """The norm of the gradient of the parameter that `make_kernel` makes the kernel of.
 
     If `in_turn`, the gradients of a few examples are made at a time, so that they stay in the
     cache: otherwise each step on the way to the norm reads all of them from memory. Taking turns is
     not for examples that a compiler spreads over devices.
     """
 
-    def norm_by(pull_back: Callable[[jax.Array], tuple[jax.Array]]) -> Norm:
+    def norm_by(parameter: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        _, pull_back = jax.vjp(make_kernel, parameter)
+
         def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
             (gradient,) = pull_back(_kernel_gradient(entry, other, cotangent))
             return entrywise_norm(gradient[None], ord=ord)[0]
@@ -124,25 +129,24 @@ def norm_by_gradient(
         return norm
 
     @custom_vmap
-    def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
-        return norm_by(jax.vjp(make_kernel, parameter)[1])(other, cotangent)
+    def norm(other: jax.Array, cotangent: jax.Array, parameter: jax.Array) -> jax.Array:
+        return norm_by(parameter)(other, cotangent)
 
     @norm.def_vmap
     def norms(size: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
-        other, cotangent = (
+        examples = [
             operand if has_examples else jnp.broadcast_to(operand, (size, *operand.shape))
-            for operand, has_examples in zip(operands, batched, strict=True)
-        )
+            for operand, has_examples in zip(operands[: 2 + batched[2]], batched, strict=False)
+        ]
+        if batched[2]:
+            by_example = jax.vmap(lambda other, cotangent, p: norm_by(p)(other, cotangent))
+            return by_example(*examples), True
         # Made again now, the kernel's intermediate values need not be kept from the forward pass.
-        again = after(parameter, cotangent)
-        norm = norm_by(jax.vjp(make_kernel, again)[1])
-        at_once = _examples_at_once(entry) if in_turn else size
-        if at_once >= size:
-            return jax.vmap(norm)(other, cotangent), True
-        # Without a remainder, which would be compiled by itself.
-        step = max(step for step in range(1, at_once + 1) if size % step == 0)
-        pairs = (other, cotangent)
-        return lax.map(lambda pair: norm(*pair), pairs, batch_size=step if step > 1 else None), True
+        norm = norm_by(after(operands[2], examples[1]))
+        step = _step(entry, size) if in_turn else size
+        if step == size:
+            return jax.vmap(norm)(*examples), True
+        return in_turns(norm, examples, _batch_axes(entry), step), True
 
     return norm
 
@@ -175,11 +179,11 @@ def _dot(x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.matmul(x, y, precision=lax.Precision.HIGHEST)
 
 
-def _multiply(entry: ParameterUse, operands: Any) -> jax.Array:
+def multiply(entry: ParameterUse, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+    """The product itself."""
     if entry.equation.primitive.name == "conv_general_dilated":
-        lhs, rhs = operands
         return convolution.convolve(lhs, rhs, entry.equation.params)
-    return entry.equation.primitive.bind(*operands, **entry.equation.params)
+    return entry.equation.primitive.bind(lhs, rhs, **entry.equation.params)
 
 
 def _transpose(
@@ -187,21 +191,39 @@ def _transpose(
 ) -> jax.Array:
     """Cotangent of the operand at `position`, of which only the shape and type matter."""
 
-    def multiply(operand: jax.Array) -> jax.Array:
-        return _multiply(entry, [operand if i == position else operands[i] for i in range(2)])
+    def product(operand: jax.Array) -> jax.Array:
+        return multiply(entry, *(operand if i == position else operands[i] for i in range(2)))
 
-    (gradient,) = jax.linear_transpose(multiply, operands[position])(cotangent)
+    (gradient,) = jax.linear_transpose(product, operands[position])(cotangent)
     return gradient
 
 
 def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array) -> jax.Array:
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
-        return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
+        return convolution.kernel_gradient(other, kernel, cotangent, params)
     # As much its own on each device as the cotangent, or its gradient would be summed over devices.
     kernel = as_varying(jnp.zeros(kernel.shape, kernel.dtype))
     operands = (kernel, other) if entry.position == 0 else (other, kernel)
     return _transpose(entry, operands, entry.position, cotangent)
+
+
+def _step(entry: ParameterUse, size: int) -> int:
+    """How many examples of `size` to take at a time, without a remainder, to be compiled too.
+
+    Not all of them: what is not in a loop is fused with what comes before, and that computed again
+    for every shift of a convolution's input.
+    """
+    at_once = min(_examples_at_once(entry), max(1, size // 2))
+    return max(step for step in range(1, at_once + 1) if size % step == 0)
+
+
+def _batch_axes(entry: ParameterUse) -> tuple[int | None, int | None]:
+    """The axes of a convolution's input and result along which it takes a batch."""
+    if entry.equation.primitive.name == "dot_general":
+        return None, None
+    numbers = entry.equation.params["dimension_numbers"]
+    return numbers.lhs_spec[0], numbers.out_spec[0]
 
 
 def _examples_at_once(entry: ParameterUse) -> int:

@@ -15,7 +15,8 @@ def after(x: jax.Array, event: Any) -> jax.Array:
 
     A `jax.lax.optimization_barrier` is to do the same, but XLA for CPUs drops barriers before it
     plans, as of jaxlib 0.10. Here the value is chosen by a condition of which compilers do not know
-    that it never holds: a number that differs from itself and is equal to itself.
+    that it never holds: a number that differs from itself and is equal to itself. It is a branch,
+    not a selection of entries, which would be part of all that is computed of them, and compiled.
 
     Args:
         x: an array of numbers.
@@ -27,5 +28,9 @@ def after(x: jax.Array, event: Any) -> jax.Array:
         if leaf.size and jnp.issubdtype(leaf.dtype, jnp.floating)
     ]
     for number in numbers:
-        x = lax.select((number != number) & (number == number), jnp.zeros_like(x), x)
+        x = lax.cond((number != number) & (number == number), jnp.negative, _same, x)
+    return x
+
+
+def _same(x: jax.Array) -> jax.Array:
     return x

@@ -11,7 +11,7 @@ from jax.extend import core
 from jax.tree_util import Partial
 
 from gradnorm_jax.convolution import grouped_rule
-from gradnorm_jax.jaxprs import Rule, body, eval_jaxpr, own_rule, scan_sizes, shape_of
+from gradnorm_jax.jaxprs import Rule, body, eval_jaxpr, own_rule, run_scan, shape_of
 from gradnorm_jax.per_example.placement import as_varying
 from gradnorm_jax.per_example.sites import Loop, Site, Sites
 
@@ -165,21 +165,12 @@ def _run(
         return results if several else results[0]
 
     def run_loop(loop: Loop, *operands: Any) -> list[Any]:
-        params = loop.equation.params
-        count, carried = scan_sizes(loop.equation)
-        fixed, rest = operands[:count], operands[count:]
-        carry: Any = rest[:carried]
-        xs = rest[carried:]
+        def turn(own: Any, *operands: Any) -> tuple[list[Any], Any]:
+            return _run(loop.sites, step, own, list(operands))
+
         own = {site.name: probes[site.name] for site in loop.sites.all() if probes}
-
-        def turn(carry: Any, x: Any) -> tuple[Any, Any]:
-            xs, own = x
-            results, found = _run(loop.sites, step, own, [*fixed, *carry, *xs])
-            return results[: len(carry)], (results[len(carry) :], found)
-
-        options = {name: params[name] for name in ("length", "reverse", "unroll")}
-        carry, (ys, found) = lax.scan(turn, list(carry), (xs, own), **options)
+        results, found = run_scan(loop.equation, turn, own, *operands)
         readings.update(found)
-        return [*carry, *ys]
+        return results
 
     return eval_jaxpr(sites.program, rule_for, *operands, results=wanted), readings

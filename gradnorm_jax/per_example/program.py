@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,32 @@ from gradnorm_jax.jaxprs import (
     inner_programs,
     own_rule,
 )
+from gradnorm_jax.per_example.analysis import Origins
 from gradnorm_jax.tree import Params
 
 _NAME = "convolution_with_batchable_gradient"
+
+
+class Loss(NamedTuple):
+    """The loss of one example.
+
+    Attributes:
+        program: takes `constants`, then the leaves of the parameters, then those of an example.
+        constants: arrays bound to the loss function.
+        leaves: of the parameters, by path.
+        selected: paths of the parameters to differentiate with respect to.
+        origins: what each operand of the program is.
+    """
+
+    program: Program
+    constants: list[jax.Array]
+    leaves: dict[str, jax.Array]
+    selected: tuple[str, ...]
+    origins: list[Origins]
+
+    def operands(self, leaves: dict[str, jax.Array], example: Any) -> list[Any]:
+        """Of the program, with some leaves in place of the parameters' own."""
+        return [*self.constants, *(self.leaves | leaves).values(), *jax.tree.leaves(example)]
 
 
 def trace_loss(loss_fn: Callable[..., jax.Array], params: Params, example: Any) -> Program:
@@ -42,10 +65,13 @@ def trace_loss(loss_fn: Callable[..., jax.Array], params: Params, example: Any) 
             )
         return losses[0]
 
-    operands = jax.tree.leaves((loss_fn, params, example))
-    program = jax.make_jaxpr(loss)(loss_fn, params, example)
+    return inline(jax.make_jaxpr(loss)(loss_fn, params, example))
+
+
+def inline(program: Program) -> Program:
+    """The program with all calls inlined, but for those in loops and other programs in it."""
     inlined = functools.partial(inline_calls, program, convolution.plain_rule)
-    return jax.make_jaxpr(inlined)(*operands)
+    return jax.make_jaxpr(inlined)(*[variable.aval for variable in body(program).invars])
 
 
 def batchable_rule(equation: core.JaxprEqn) -> Rule | None:

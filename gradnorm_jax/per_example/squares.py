@@ -17,7 +17,6 @@ from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.api import LossFn
 from gradnorm_jax.per_example.arguments import as_partial, check_batch
 from gradnorm_jax.per_example.engine import (
-    Loss,
     map_examples,
     microbatches,
     trace,
@@ -32,6 +31,7 @@ from gradnorm_jax.per_example.placement import (
     spread,
     zero_rows,
 )
+from gradnorm_jax.per_example.program import Loss
 from gradnorm_jax.tree import Params, Select, selected_paths, tree_like
 
 
@@ -184,7 +184,7 @@ def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) ->
     def rule_for(equation: core.JaxprEqn) -> Rule | None:
         return _same if equation.primitive.name == "convert_element_type" else None
 
-    operands = [*loss.constants, *(loss.leaves | {path: leaf}).values()]
+    operands = loss.operands({path: leaf}, None)
     (kernel,) = eval_jaxpr(loss.program, rule_for, *operands, results=[entry.variable])
     return kernel
 

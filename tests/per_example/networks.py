@@ -176,6 +176,40 @@ def scanned_convolutions(dtype):
     return Network(loss_fn, params, images(dtype, 8, batch=4))
 
 
+class Block(nn.Module):
+    """Of a transformer, as `nn.scan` takes it."""
+
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x, _):
+        options = {"param_dtype": self.param_dtype, "dtype": self.param_dtype}
+        y = nn.LayerNorm(use_fast_variance=False, **options)(x)
+        x = x + nn.MultiHeadDotProductAttention(2, **options)(y)
+        y = nn.LayerNorm(use_fast_variance=False, **options)(x)
+        return x + nn.Dense(8, **options)(nn.gelu(nn.Dense(12, **options)(y))), None
+
+
+class ScannedTransformer(nn.Module):
+    """The blocks' parameters are held in one leaf each, and activations are computed again."""
+
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x):
+        options = {"param_dtype": self.param_dtype, "dtype": self.param_dtype}
+        x = nn.Conv(8, (4, 4), (4, 4), **options)(x).reshape(x.shape[0], -1, 8)
+        blocks = nn.scan(
+            nn.remat(Block), variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+        )
+        x, _ = blocks(self.param_dtype)(x, None)
+        return nn.Dense(CLASSES, **options)(x.mean(axis=1))
+
+
+def scanned_transformer(dtype):
+    return from_linen(ScannedTransformer(dtype), images(dtype, 12), dtype)
+
+
 class Rematerialized(nn.Module):
     param_dtype: Any
 
@@ -268,6 +302,7 @@ ALL = (
     embedding_tied_with_output,
     lstm,
     scanned_convolutions,
+    scanned_transformer,
     remat,
     nnx_module,
     odd_convolutions,
