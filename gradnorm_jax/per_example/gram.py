@@ -86,7 +86,7 @@ def gradient_gram(
                 "other must have the structure, shapes and types of batch, but for its size: "
                 f"{_of_one(batch)}, got {_of_one(other)}"
             )
-    gram = _gram(
+    return _gram(
         as_partial(loss_fn),
         params,
         batch,
@@ -95,8 +95,6 @@ def gradient_gram(
         microbatch_size=microbatch_size,
         placement=find_placement((batch, other), mesh),
     )
-    columns = _size(batch if other is None else other)
-    return {path: each[:, :columns] for path, each in gram.items()}
 
 
 def _of_one(batch: Any) -> tuple[Any, list[str]]:
@@ -121,6 +119,7 @@ def _gram(
 ) -> dict[str, jax.Array]:
     def share_fn(shared: Any, batches: Any) -> dict[str, jax.Array]:
         (loss_fn, params), (batch, other) = as_varying(shared), batches
+        other = batch if other is None else other
         loss = trace(loss_fn, params, batch, selected)
         warn_of_fallback(loss)
         entries = {path: e for path, e in plain_products(loss).items() if _pays(e, *counts)}
@@ -140,15 +139,16 @@ def _gram(
 
         def rows(part: Any) -> dict[str, jax.Array]:
             mine = factors(part)
-            if part is other:
+            if part is other:  # the whole batch with itself: one pass does
                 return gram(mine, mine)
             return _by_columns(lambda part: gram(mine, factors(part)), other, microbatch_size)
 
-        other = batch if other is None else other
         return by_microbatches(rows, batch, microbatch_size)
 
     counts = [_size(batch), _size(batch if other is None else other)]
-    return spread(share_fn, placement)((loss_fn, params), (batch, other))
+    grams = spread(share_fn, placement)((loss_fn, params), (batch, other))
+    # Without the columns of what fills up the devices' shares.
+    return {path: gram[:, : counts[1]] for path, gram in grams.items()}
 
 
 def _pays(entry: ParameterUse, rows: int, columns: int) -> bool:

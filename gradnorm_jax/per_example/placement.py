@@ -66,8 +66,11 @@ def spread(function: Callable[[Any, Any], Any], placement: Placement) -> Callabl
 
 def pad_batch(batch: Any, multiple: int) -> Any:
     """The batch with its last example repeated until its size is a multiple of `multiple`."""
-    missing = -len(jax.tree.leaves(batch)[0]) % multiple
-    return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]), batch)
+
+    def pad(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([x, jnp.repeat(x[-1:], -len(x) % multiple, axis=0)])
+
+    return jax.tree.map(pad, batch)
 
 
 def zero_rows(batch: Any, mask: jax.Array | None) -> Any:

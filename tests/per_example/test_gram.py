@@ -10,6 +10,8 @@ from gradnorm_jax.sharding import batch_mesh
 from tests.per_example import networks, reference
 from tests.per_example.test_options import network
 
+SLOW = pytest.mark.slow
+
 
 def expected(network, other):
     mine, theirs = reference.gradients(network), reference.gradients(network._replace(batch=other))
@@ -34,18 +36,18 @@ def check(found, expected, tolerance=1e-10):
     "build",
     [
         networks.few_rows,
-        networks.odd_convolutions,
-        pytest.param(networks.vit, marks=pytest.mark.slow),
-        pytest.param(networks.embedding_tied_with_output, marks=pytest.mark.slow),
+        pytest.param(networks.odd_convolutions, marks=SLOW),
+        pytest.param(networks.vit, marks=SLOW),
+        pytest.param(networks.embedding_tied_with_output, marks=SLOW),
     ],
 )
 def test_float64(build, x64):
-    network = build(jnp.float64)
-    other = jax.tree.map(lambda x: x[:2][::-1], network.batch)
-    check(gradient_gram(*network, other), expected(network, other))
+    built = build(jnp.float64)
+    other = jax.tree.map(lambda x: x[:2][::-1], built.batch)
+    check(gradient_gram(*built, other), expected(built, other))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 8])
 def test_parts_on_several_devices(devices, x64, monkeypatch):
     """11 by 13 examples, 3 at a time on each device, one of them after the other."""
     monkeypatch.setattr(gram, "fast_memory", lambda: 1)
@@ -55,7 +57,13 @@ def test_parts_on_several_devices(devices, x64, monkeypatch):
     other = everything.batch[11:]
     found = gradient_gram(*mine, other, microbatch_size=3 if devices < 8 else 1, mesh=mesh)
     check(found, expected(mine, other))
-    check(gradient_gram(*mine, mesh=mesh), expected(mine, mine.batch))
+
+
+@pytest.mark.parametrize("size", [None, pytest.param(3, marks=SLOW)])
+def test_a_batch_with_itself(size, x64):
+    everything = network(jnp.float64)
+    found = gradient_gram(*everything, microbatch_size=size, mesh=batch_mesh(jax.devices()[:2]))
+    check(found, expected(everything, everything.batch))
 
 
 @pytest.mark.parametrize("common", [0.0, 1e3])

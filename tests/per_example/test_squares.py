@@ -12,6 +12,8 @@ from gradnorm_jax.sharding import batch_mesh
 from gradnorm_jax.tree import leaves_by_name
 from tests.per_example import networks, reference
 
+SLOW = pytest.mark.slow
+
 
 def loss_fn(params, batch):
     """One row for each example: a product from the left, a convolution, a head made of a leaf."""
@@ -44,7 +46,7 @@ def test_float64(build, x64):
     check(squared_gradient_sums(*build(jnp.float64)), expected(build(jnp.float64)))
 
 
-@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("devices", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 8])
 def test_parts_and_padding(devices, x64):
     """13 examples, 3 at a time on each of several devices, of which some are padding."""
     everything = network(jnp.float64)
@@ -53,9 +55,12 @@ def test_parts_and_padding(devices, x64):
     mesh = batch_mesh(jax.devices()[:devices])
     sums = squared_gradient_sums(*spoilt, mask=mask, microbatch_size=3, mesh=mesh)
     check(sums, expected(everything, mask))
-    if devices == 8:
-        few = everything._replace(batch=everything.batch[:3])
-        check(squared_gradient_sums(*few, mesh=mesh), expected(few))
+
+
+@pytest.mark.slow
+def test_fewer_examples_than_devices(x64):
+    few = network(jnp.float64, 3)
+    check(squared_gradient_sums(*few, mesh=batch_mesh()), expected(few))
 
 
 def test_one_row_for_each_example_forms_no_gradient():
