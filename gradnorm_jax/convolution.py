@@ -120,9 +120,18 @@ def plain_rule(equation: core.JaxprEqn) -> Rule | None:
 
 
 def kernel_gradient(
-    lhs: jax.Array, rhs: Array, cotangent: jax.Array, parameters: Parameters
+    lhs: jax.Array,
+    rhs: Array,
+    cotangent: jax.Array,
+    parameters: Parameters,
+    *,
+    joined: bool = False,
 ) -> jax.Array:
-    """Gradient with respect to `rhs`, of its shape and type."""
+    """Gradient with respect to `rhs`, of its shape and type.
+
+    With `joined` it is a single product, fastest for a few examples; without, the input is not
+    copied once for each offset unless the copies are small, or the products would be thin.
+    """
     x, geometry = _channels_last(lhs, rhs, parameters)
     g = _result_channels_last(cotangent, parameters)
     groups, precision = parameters["feature_group_count"], parameters["precision"]
@@ -130,8 +139,8 @@ def kernel_gradient(
         product = functools.partial(_grouped_product, groups=groups, precision=precision)
     else:
         product = functools.partial(_product, precision=precision)
-    if groups == 1 and _is_thin(geometry, x, g):
-        gradient = product(_each_offset(x, geometry, lambda view: view), g)
+    if groups == 1 and (joined or _is_thin(geometry, x, g)):
+        gradient = product(_patches(x, geometry), g)
     else:
         gradient = _each_offset(x, geometry, lambda view: product(view, g))
     gradient = gradient.reshape(*geometry.kernel, x.shape[-1] // groups, g.shape[-1])
@@ -149,8 +158,7 @@ def as_matrices(
     x, geometry = _channels_last(lhs, rhs, parameters)
     g = _result_channels_last(cotangent, parameters)
     g = g.reshape(-1, g.shape[-1])
-    views = _each_offset(x, geometry, lambda view: view.reshape(len(g), -1))
-    return views.swapaxes(0, 1).reshape(len(g), -1), g
+    return _patches(x, geometry).reshape(len(g), -1), g
 
 
 def _group_by_group(parameters: Parameters, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
@@ -229,15 +237,36 @@ def _each_offset(
 
     In a loop: unrolled, each offset would be compiled by itself, in every layer.
     """
+    view, offsets = _view_at(x, geometry), _offsets(geometry)
+    if len(offsets) == 1:
+        return function(view(offsets[0]))[None]
+    return lax.map(lambda offset: function(view(offset)), offsets)
+
+
+def _patches(x: jax.Array, geometry: Geometry) -> jax.Array:
+    """The input under all offsets of the kernel, `[N, *output, offsets * C]`; also in a loop."""
+    view, offsets = _view_at(x, geometry), _offsets(geometry)
+    if len(offsets) == 1:
+        return view(offsets[0])
+    shape = (x.shape[0], *geometry.output, len(offsets), x.shape[-1])
+
+    def add(number: jax.Array, patches: jax.Array) -> jax.Array:
+        part = view(jnp.asarray(offsets)[number])
+        return lax.dynamic_update_index_in_dim(patches, part, number, axis=-2)
+
+    patches = lax.fori_loop(0, len(offsets), add, jnp.zeros(shape, x.dtype))
+    return patches.reshape(*shape[:-2], -1)
+
+
+def _view_at(x: jax.Array, geometry: Geometry) -> Callable[[jax.Array], jax.Array]:
     padded = _padded(x, geometry)
     size = _extent(padded, geometry)
 
-    def of_offset(offset: jax.Array) -> jax.Array:
-        view = lax.dynamic_slice(padded, offset, size)
-        return function(lax.slice(view, [0] * view.ndim, size, (1, *geometry.strides, 1)))
+    def view(offset: jax.Array) -> jax.Array:
+        every = lax.dynamic_slice(padded, offset, size)
+        return lax.slice(every, [0] * every.ndim, size, (1, *geometry.strides, 1))
 
-    offsets = _offsets(geometry)
-    return lax.map(of_offset, offsets) if len(offsets) > 1 else of_offset(offsets[0])[None]
+    return view
 
 
 def _padded(x: jax.Array, geometry: Geometry) -> jax.Array:
@@ -262,10 +291,9 @@ def _is_thin(geometry: Geometry, x: jax.Array, g: jax.Array) -> bool:
 
 
 def _product(x: jax.Array, g: jax.Array, *, precision: Any) -> jax.Array:
-    """`[..., N, *space, C], [N, *space, O] -> [..., C, O]`."""
-    axes = tuple(range(g.ndim - 1))
-    of_x = tuple(axis + x.ndim - g.ndim for axis in axes)
-    return _dot(x, g, ((of_x, axes), ((), ())), precision)
+    """`[N, *space, C], [N, *space, O] -> [C, O]`."""
+    axes = tuple(range(x.ndim - 1))
+    return _dot(x, g, ((axes, axes), ((), ())), precision)
 
 
 def _grouped_product(x: jax.Array, g: jax.Array, *, groups: int, precision: Any) -> jax.Array:

@@ -201,7 +201,7 @@ def _transpose(
 def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array) -> jax.Array:
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
-        return convolution.kernel_gradient(other, kernel, cotangent, params)
+        return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
     # As much its own on each device as the cotangent, or its gradient would be summed over devices.
     kernel = as_varying(jnp.zeros(kernel.shape, kernel.dtype))
     operands = (kernel, other) if entry.position == 0 else (other, kernel)

@@ -1,6 +1,6 @@
 """Norms of one example's gradients, measured wherever possible without forming them."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -38,8 +38,7 @@ def norm_function(
         path: to_float32_at_least(jnp.zeros((*shape, *np.shape(ord)), loss.leaves[path].dtype))
         for path, shape in shapes.items()
     }
-
-    norms_by_what_is_done: dict[Hashable, Norm] = {}
+    norms_by_what_is_done: dict[str, Norm] = {}
 
     def norm_of(place: Place) -> Norm:
         norm = norm_without_gradient(place.entry, ord=ord) if place.is_parameter else None

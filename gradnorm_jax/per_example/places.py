@@ -1,13 +1,22 @@
 """Where in a program norms of gradients are measured, in loops and recomputed parts too."""
 
 import functools
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
-from gradnorm_jax.jaxprs import Program, Rule, body, eval_jaxpr, needed, run_scan, scan_sizes
+from gradnorm_jax.jaxprs import (
+    Program,
+    Rule,
+    body,
+    eval_jaxpr,
+    inner_programs,
+    needed,
+    run_scan,
+    scan_sizes,
+)
 from gradnorm_jax.per_example.analysis import (
     Origins,
     ParameterUse,
@@ -31,8 +40,8 @@ class Place(NamedTuple):
         entry: the product.
         source: the parameter, an input of the program that the product is in.
         make_kernel: `parameter -> kernel`.
-        what_is_done: equal for places at which the same is done to other numbers.
         is_parameter: whether the kernel holds the parameter's entries, in whatever order.
+        what_is_done: equal for places at which the same is done to other numbers.
     """
 
     path: str
@@ -40,7 +49,7 @@ class Place(NamedTuple):
     source: core.Var
     make_kernel: Callable[[jax.Array], jax.Array]
     is_parameter: bool
-    what_is_done: Hashable
+    what_is_done: str
 
     @property
     def result(self) -> core.Var:
@@ -100,13 +109,11 @@ def find_places(
     here = {}
     sole = find_entries(program, inputs).sole
     for path, entry in sole.items():
-        source = sources[path]
-        inputs_of_kernel = inputs_of(program, entry.variable)
-        if is_product(entry) and inputs_of_kernel <= {source, *known}:
-            operands = {v: known[v] for v in inputs_of_kernel if v is not source}
-            make_kernel = functools.partial(_make_kernel, program, operands, source, entry.variable)
-            is_parameter = keeps_entries(program, entry.variable)
-            done = _what_is_done(program, entry, source) if inputs_of_kernel == {source} else path
+        source, kernel = sources[path], entry.variable
+        if is_product(entry) and inputs_of(program, kernel) <= {source, *known}:
+            make_kernel = functools.partial(_make_kernel, program, known, source, kernel)
+            is_parameter = keeps_entries(program, kernel)
+            done = _what_is_done(program, entry, source) or path
             place = Place(path, entry, source, make_kernel, is_parameter, done)
             here[place.result] = place
     inner = {}
@@ -161,18 +168,22 @@ def _make_kernel(
     return result
 
 
-def _what_is_done(program: Program, entry: ParameterUse, source: core.Var) -> Hashable:
-    """How the kernel is made, and what it multiplies, in words."""
-    names: dict[Any, str] = {source: "parameter"}
-
-    def words(equation: core.JaxprEqn) -> str:
-        results = [names.setdefault(v, f"v{len(names)}") for v in equation.outvars]
-        operands = [names.get(a, "data") if isinstance(a, core.Var) else a for a in equation.invars]
-        shapes = [v.aval for v in (*equation.invars, *equation.outvars)]
-        return f"{equation.primitive} {operands} {results} {shapes} {equation.params}"
-
+def _what_is_done(program: Program, entry: ParameterUse, source: core.Var) -> str:
+    """How the kernel is made of the parameter alone, and what it multiplies; "" if of more."""
     making = needed(program, [entry.variable])
-    return tuple(map(words, [*making, entry.equation]))
+    names = {source: "parameter"}
+    words = []
+    for equation in making:
+        operands = [names.get(v) if isinstance(v, core.Var) else v for v in equation.invars]
+        if None in operands or inner_programs(equation):
+            return ""
+        names |= {v: f"v{len(names)}.{i}" for i, v in enumerate(equation.outvars)}
+        words.append(f"{equation.outvars[0].aval} = {equation.primitive} {operands}")
+        words.append(str(equation.params))
+    equation = entry.equation
+    shapes = [variable.aval for variable in (*equation.invars, *equation.outvars)]
+    product = f"{equation.primitive} {entry.position} {shapes} {equation.params}"
+    return "\n".join([str(source.aval), *words, product])
 
 
 def _inputs_inside(

@@ -30,7 +30,9 @@ def in_turns(
 
     def of_part(start: jax.Array) -> jax.Array:
         part = functools.partial(_part, start=start, step=step, size=size)
-        return jax.vmap(function)(*map(part, joined, axes))
+        parts = list(map(part, joined, axes))
+        # One by itself: reductions of batches of one are slow on CPUs, as of jaxlib 0.10.
+        return function(*[x[0] for x in parts])[None] if step == 1 else jax.vmap(function)(*parts)
 
     results = lax.map(of_part, jnp.arange(0, size, step))
     return results.reshape(size, *results.shape[2:])

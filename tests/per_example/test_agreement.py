@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from gradnorm_jax.convolution import lower_convolutions
+from gradnorm_jax.losses import kl_to_uniform
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.per_example import (
     FallbackWarning,
@@ -88,6 +89,22 @@ def test_gradients_of_a_few_examples_at_a_time(examples, x64, monkeypatch):
     monkeypatch.setattr(layers, "_examples_at_once", lambda entry: examples)
     network = networks.odd_convolutions(jnp.float64)
     assert len(network.batch) % 2
+    norms = per_example_grad_norms(*network)
+    assert_close(norms, reference.norms(reference.gradients(network), 1), 1e-10)
+
+
+def test_layers_that_differ_in_their_constants(x64):
+    """Equal layers share the function that measures them; masks of their own make them unequal."""
+    masks = np.random.default_rng(0).integers(0, 2, (3, 12, 12)).astype(float)
+    params = networks.draw_shapes({f"dense{i}": (12, 12) for i in range(3)}, jnp.float64)
+
+    def loss_fn(params, batch):
+        x = batch
+        for mask, kernel in zip(masks, params.values(), strict=True):
+            x = jnp.tanh(x @ (mask * kernel))
+        return kl_to_uniform(x.mean(axis=(1, 2)))
+
+    network = networks.Network(loss_fn, params, networks.images(jnp.float64, channels=12))
     norms = per_example_grad_norms(*network)
     assert_close(norms, reference.norms(reference.gradients(network), 1), 1e-10)
 
