@@ -132,7 +132,7 @@ def map_examples(gradient_of: GradientFunction, batch: Any, placement: Placement
 
     batched = jax.vmap(gradients)
     if not placement.known and _groups(program) != _groups(jax.make_jaxpr(batched)(batch)):
-        return jax.lax.map(gradients, batch, batch_size=1)
+        return jax.lax.map(gradients, batch)
     return batched(batch)
 
 

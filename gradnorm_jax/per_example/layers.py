@@ -27,8 +27,11 @@ from gradnorm_jax.per_example.ordering import after
 from gradnorm_jax.per_example.placement import as_varying
 from gradnorm_jax.per_example.turns import in_turns
 
-Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(other operand, cotangent of the product, parameter) -> norm []`, of K orders `[K]`."""
+Sources = tuple[jax.Array, ...]
+"""What a kernel is made of, the parameter the first."""
+
+Norm = Callable[[jax.Array, jax.Array, Sources], jax.Array]
+"""`(other operand, cotangent of the product, sources) -> norm []`, of K orders `[K]`."""
 
 _FEW_BYTES = 2 * 2**20
 """What a processor's cache holds beside everything else."""
@@ -59,30 +62,27 @@ def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]
         norm: of the kernel's gradient, or of that of the parameter it is made of.
 
     Returns:
-        `(lhs, rhs, parameter, probe) -> result`: the equation's own result, whatever `probe`, which
-        is of the norm's shape. The cotangents of the kernel and of the parameter are left out
-        (zero).
+        `(lhs, rhs, sources, probe) -> result`: the equation's own result, whatever `probe`, which
+        is of the norm's shape. The cotangents of the kernel and of its sources are left out (zero).
     """
     other_at = 1 - entry.position
 
     @jax.custom_vjp
-    def product(
-        lhs: jax.Array, rhs: jax.Array, parameter: jax.Array, probe: jax.Array
-    ) -> jax.Array:
+    def product(lhs: jax.Array, rhs: jax.Array, sources: Sources, probe: jax.Array) -> jax.Array:
         return multiply(entry, lhs, rhs)
 
-    def forward(*operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def forward(*operands: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         # The plain product: by `product`, a second derivative would leave out the kernel's part.
         return multiply(entry, *operands[:2]), operands
 
-    def backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, ...]:
-        *operands, parameter, probe = saved
+    def backward(saved: tuple[Any, ...], cotangent: jax.Array) -> tuple[Any, ...]:
+        *operands, sources, probe = saved
         # The norm comes first: then what it needs is not kept until the end of the program.
-        measurement = norm(operands[other_at], cotangent, parameter).astype(probe.dtype)
+        measurement = norm(operands[other_at], cotangent, sources).astype(probe.dtype)
         cotangent, measurement = lax.optimization_barrier((cotangent, measurement))
         of_operands = [jnp.zeros_like(operand) for operand in operands]
         of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)
-        return *of_operands, jnp.zeros_like(parameter), measurement
+        return *of_operands, None, measurement
 
     product.defvjp(forward, backward)
     return product
@@ -99,7 +99,7 @@ def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
     if not (rows == 1 or (few_rows and np.all(np.equal(ord, 2)))):
         return None
 
-    def norm(other: jax.Array, cotangent: jax.Array, parameter: jax.Array) -> jax.Array:
+    def norm(other: jax.Array, cotangent: jax.Array, sources: Sources) -> jax.Array:
         return product_norm(*matrices(entry, other, cotangent), ord=ord)
 
     return norm
@@ -107,20 +107,22 @@ def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
 
 def norm_by_gradient(
     entry: ParameterUse,
-    make_kernel: Callable[[jax.Array], jax.Array],
+    make_kernel: Callable[..., jax.Array],
     *,
     ord: Orders,
     in_turn: bool,
 ) -> Norm:
-    """The norm of the gradient of the parameter that `make_kernel` makes the kernel of.
+    """The norm of the gradient of the parameter that `make_kernel` makes the kernel of, and others.
 
     If `in_turn`, the gradients of a few examples are made at a time, so that they stay in the
     cache: otherwise each step on the way to the norm reads all of them from memory. Taking turns is
     not for examples that a compiler spreads over devices.
     """
 
-    def norm_by(parameter: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        _, pull_back = jax.vjp(make_kernel, parameter)
+    def norm_by(
+        parameter: jax.Array, *others: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        _, pull_back = jax.vjp(lambda parameter: make_kernel(parameter, *others), parameter)
 
         def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
             (gradient,) = pull_back(_kernel_gradient(entry, other, cotangent))
@@ -129,20 +131,22 @@ def norm_by_gradient(
         return norm
 
     @custom_vmap
-    def norm(other: jax.Array, cotangent: jax.Array, parameter: jax.Array) -> jax.Array:
-        return norm_by(parameter)(other, cotangent)
+    def norm(other: jax.Array, cotangent: jax.Array, sources: Sources) -> jax.Array:
+        return norm_by(*sources)(other, cotangent)
 
+    # A rule may be used when its surroundings are no longer traced: all arrays are its operands.
     @norm.def_vmap
-    def norms(size: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
+    def norms(size: int, batched: list[Any], *operands: Any) -> tuple[jax.Array, bool]:
+        *pair, sources = operands
+        if any(batched[2]):
+            axes = jax.tree.map(lambda has_examples: 0 if has_examples else None, tuple(batched))
+            return jax.vmap(lambda x, g, s: norm_by(*s)(x, g), axes)(*operands), True
         examples = [
             operand if has_examples else jnp.broadcast_to(operand, (size, *operand.shape))
-            for operand, has_examples in zip(operands[: 2 + batched[2]], batched, strict=False)
+            for operand, has_examples in zip(pair, batched, strict=False)
         ]
-        if batched[2]:
-            by_example = jax.vmap(lambda other, cotangent, p: norm_by(p)(other, cotangent))
-            return by_example(*examples), True
         # Made again now, the kernel's intermediate values need not be kept from the forward pass.
-        norm = norm_by(after(operands[2], examples[1]))
+        norm = norm_by(after(sources[0], examples[1]), *sources[1:])
         step = _step(entry, size) if in_turn else size
         if step == size:
             return jax.vmap(norm)(*examples), True

@@ -31,7 +31,7 @@ def norm_function(
         in_turn: whether a few examples may be taken at a time, one after another: not if a compiler
             spreads them over devices.
     """
-    places = find_places(loss.program, loss.origins, [*loss.constants, *loss.leaves.values()])
+    places = find_places(loss.program, loss.origins)
     shapes = places.shapes()
     unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in shapes}
     probes = {
@@ -48,8 +48,8 @@ def norm_function(
             jax.jit(norm_by_gradient(place.entry, place.make_kernel, ord=ord, in_turn=in_turn)),
         )
 
-    def measure(place: Place, probe: Any, parameter: Any, *operands: jax.Array) -> jax.Array:
-        return with_norm_probe(place.entry, norm_of(place))(*operands, parameter, probe)
+    def measure(place: Place, probe: Any, sources: Any, *operands: jax.Array) -> jax.Array:
+        return with_norm_probe(place.entry, norm_of(place))(*operands, sources, probe)
 
     def value(variables: tuple[Any, Any], example: Any) -> jax.Array:
         leaves, probes = variables
