@@ -8,6 +8,7 @@ import pytest
 from gradnorm_jax.per_example import gradient_gram, gram
 from gradnorm_jax.sharding import batch_mesh
 from tests.per_example import networks, reference
+from tests.per_example.test_agreement import assert_close
 from tests.per_example.test_options import network
 
 SLOW = pytest.mark.slow
@@ -23,15 +24,6 @@ def expected(network, other):
     }
 
 
-def check(found, expected, tolerance=1e-10):
-    assert list(found) == list(expected)
-    for path, value in expected.items():
-        largest = np.abs(value).max()
-        np.testing.assert_allclose(
-            found[path], value, rtol=tolerance, atol=tolerance * largest, err_msg=path
-        )
-
-
 @pytest.mark.parametrize(
     "build",
     [
@@ -44,7 +36,7 @@ def check(found, expected, tolerance=1e-10):
 def test_float64(build, x64):
     built = build(jnp.float64)
     other = jax.tree.map(lambda x: x[:2][::-1], built.batch)
-    check(gradient_gram(*built, other), expected(built, other))
+    assert_close(gradient_gram(*built, other), expected(built, other), 1e-10)
 
 
 @pytest.mark.parametrize("devices", [pytest.param(1, marks=SLOW), pytest.param(2, marks=SLOW), 8])
@@ -56,14 +48,14 @@ def test_parts_on_several_devices(devices, x64, monkeypatch):
     mesh = batch_mesh(jax.devices()[:devices])
     other = everything.batch[11:]
     found = gradient_gram(*mine, other, microbatch_size=3 if devices < 8 else 1, mesh=mesh)
-    check(found, expected(mine, other))
+    assert_close(found, expected(mine, other), 1e-10)
 
 
 @pytest.mark.parametrize("size", [None, pytest.param(3, marks=SLOW)])
 def test_a_batch_with_itself(size, x64):
     everything = network(jnp.float64)
     found = gradient_gram(*everything, microbatch_size=size, mesh=batch_mesh(jax.devices()[:2]))
-    check(found, expected(everything, everything.batch))
+    assert_close(found, expected(everything, everything.batch), 1e-10)
 
 
 @pytest.mark.parametrize("common", [0.0, 1e3])
