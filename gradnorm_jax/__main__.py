@@ -8,7 +8,7 @@ from gradnorm_jax import cli
 
 def main() -> None:
     """Runs one command."""
-    if "--version" in sys.argv[1:]:
+    if sys.argv[1:2] == ["--version"]:
         print(f"gradnorm-jax {gradnorm_jax.__version__}")
         return
     cli.main()

@@ -246,16 +246,15 @@ def _each_offset(
 def _patches(x: jax.Array, geometry: Geometry) -> jax.Array:
     """The input under all offsets of the kernel, `[N, *output, offsets * C]`; also in a loop."""
     view, offsets = _view_at(x, geometry), _offsets(geometry)
-    if len(offsets) == 1:
-        return view(offsets[0])
-    shape = (x.shape[0], *geometry.output, len(offsets), x.shape[-1])
+    first = view(offsets[0])
 
-    def add(number: jax.Array, patches: jax.Array) -> jax.Array:
+    def put(number: jax.Array, patches: jax.Array) -> jax.Array:
         part = view(jnp.asarray(offsets)[number])
         return lax.dynamic_update_index_in_dim(patches, part, number, axis=-2)
 
-    patches = lax.fori_loop(0, len(offsets), add, jnp.zeros(shape, x.dtype))
-    return patches.reshape(*shape[:-2], -1)
+    shape = (*first.shape[:-1], len(offsets), first.shape[-1])
+    patches = jnp.broadcast_to(first[..., None, :], shape)
+    return lax.fori_loop(1, len(offsets), put, patches).reshape(*first.shape[:-1], -1)
 
 
 def _view_at(x: jax.Array, geometry: Geometry) -> Callable[[jax.Array], jax.Array]:

@@ -61,7 +61,7 @@ def fit(
         return Fitted(detector, model, None)
     if data is None:
         raise ValueError(f"{detector.name} is fitted to ID training data: give them as data")
-    from gradnorm_jax.evaluation.evaluate import fit_states
+    from gradnorm_jax.evaluation.in_memory import fit_states
 
     states = fit_states(
         model, data, (detector,), preprocess=preprocess, batch_size=batch_size, progress=progress

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = sorted([ROOT / "README.md", *ROOT.glob("docs/*.md")])
 TESTED_ELSEWHERE = {"reports.md", "serving.md", "training.md", "write_a_detector.md"}
 FENCED = re.compile(r"```.*?```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)")
+OWN_FILE = re.compile(r"\b(?:docs|experiments|gradnorm_jax|tests)/[\w/]+\.\w+")
 
 
 class Linen(nn.Module):
@@ -100,7 +102,7 @@ def test_the_commands_of_the_page_are_understood(page):
     text = FENCED.sub("", page.read_text(encoding="utf-8")).replace("\\\n", "")
     for command in re.findall(r"^ {4}gradnorm-jax (.*)", text, re.MULTILINE):
         line = command.replace("...", "--id i --ood o=o --out runs")
-        options = parse(shlex.split(line, comments=True))
+        options = parse(shlex.split(line, comments=True)).command
         if isinstance(options, EvaluateOptions):
             if options.model and ":" not in options.model:
                 assert get_architecture(options.model)
@@ -112,3 +114,24 @@ def test_checks_run_the_test_command_of_the_readme():
     (command,) = re.findall(r"Run the tests:\n\n    (.*)", PAGES[0].read_text(encoding="utf-8"))
     lines = (ROOT / ".ci" / "run").read_text(encoding="utf-8").replace("--quiet ", "")
     assert command in lines.splitlines()
+
+
+def anchors(page):
+    """Of the headings of a page, as GitHub and the site make them."""
+    headings = re.findall(r"^#+ (.*)", FENCED.sub("", page.read_text("utf-8")), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*PAGES, *ROOT.glob("docs/*/*.md"), ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_links_lead_somewhere(page):
+    text = FENCED.sub("", page.read_text("utf-8"))
+    for path, anchor in LINK.findall(text):
+        target = page.parent / path if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target), f"{path}#{anchor}"
+    for path in OWN_FILE.findall(text):
+        assert (ROOT / path).exists(), path

@@ -66,6 +66,15 @@ def test_every_public_name_exists():
     assert dir(gj) == sorted(gj.__all__)
 
 
+def test_type_checkers_find_every_public_name():
+    tree = ast.parse(Path(gj.__file__).read_text(encoding="utf-8"))
+    (block,) = (node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body for alias in node.names}
+    lazy = {name: f"gradnorm_jax.{module}" for name, module in gj._LAZY.items()}
+    assert seen == lazy | dict.fromkeys(gj._SUBMODULES, "gradnorm_jax")
+    assert {*seen, "__version__"} == {*gj.__all__}
+
+
 def test_evaluation_in_memory_needs_no_extra():
     code = """
 print(evaluate(fit=(images, np.arange(20) % 3)))

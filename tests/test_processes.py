@@ -28,9 +28,9 @@ import numpy as np
 
 import gradnorm_jax as gj
 from gradnorm_jax.data.preprocess import get_preprocess
-from gradnorm_jax.evaluation import evaluate
+from gradnorm_jax.data import schedule
 
-evaluate.PART_SIZE = 8
+schedule.PART_SIZE = 8
 
 
 def wait(x):

@@ -19,7 +19,7 @@ import tyro
 from detectors import medians, score_batches
 
 from gradnorm_jax.detectors import parse_detectors
-from gradnorm_jax.evaluation.evaluate import fit_states
+from gradnorm_jax.evaluation.in_memory import fit_states
 from gradnorm_jax.models import init_model
 
 SPECS = (

@@ -153,7 +153,7 @@ def calibrate(
     """
     from gradnorm_jax.data import as_stream
     from gradnorm_jax.evaluation.checks import same_data
-    from gradnorm_jax.evaluation.evaluate import score_set
+    from gradnorm_jax.evaluation.in_memory import score_set
 
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
     reading: dict[str, Any] = {"batch_size": batch_size, "progress": progress}

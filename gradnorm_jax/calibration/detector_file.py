@@ -1,14 +1,13 @@
-"""A calibrated detector as one file: arrays in safetensors, everything else as JSON in its header.
+"""A calibrated detector as one file, written and read.
 
 Nothing is pickled, and no code is run that the file names unless the caller trusts it.
 """
 
 import functools
-import json
 import os
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,52 +15,34 @@ import numpy as np
 
 from gradnorm_jax.calibration.calibrated import Calibrated
 from gradnorm_jax.calibration.conformal import threshold_at_tpr
+from gradnorm_jax.calibration.file_content import (
+    SCORES,
+    STATE,
+    VERSION,
+    WEIGHTS,
+    decode_file,
+    encode_file,
+    take_below,
+)
+from gradnorm_jax.calibration.named_parts import (
+    count_classes,
+    find_preprocess,
+    make_model,
+    spec_of,
+)
 from gradnorm_jax.calibration.probe import check_probe, take_probe
 from gradnorm_jax.calibration.state_layout import from_layout, to_layout
-from gradnorm_jax.data.preprocess import Prepare, Preprocess, get_preprocess
+from gradnorm_jax.data.preprocess import Prepare
 from gradnorm_jax.detectors import Batch, Detector, parse_detectors
 from gradnorm_jax.detectors.parse import modules_named
-from gradnorm_jax.evaluation.run_config import (
-    describe_preprocess,
-    hash_arrays,
-    hash_model,
-    versions,
-)
-from gradnorm_jax.evaluation.storage import decode_arrays, encode_arrays
+from gradnorm_jax.evaluation.run_config import describe_preprocess, hash_model, versions
 from gradnorm_jax.extras import needs_extra
 from gradnorm_jax.fitted import Fitted
-from gradnorm_jax.models import get_architecture, init_model
-from gradnorm_jax.models.named import Dtype, load_named
+from gradnorm_jax.models.named import Dtype
 from gradnorm_jax.references import is_reference
-from gradnorm_jax.tree import get_leaf, leaves_by_name
+from gradnorm_jax.tree import leaves_by_name
 from gradnorm_jax.types import Model, Outputs, linear_head
 from gradnorm_jax.whole_files import written_whole
-
-HEADER = "gradnorm_jax.detector"
-"""The entry of the header that tells everything."""
-VERSION = 2
-
-_SCORES, _STATE, _WEIGHTS = "calibration_scores", "state/", "weights/"
-_FACTS: dict[str, tuple[type, ...]] = {
-    "version": (int,),
-    "detector": (str,),
-    "state": (dict, list, str, type(None)),
-    "model": (str, type(None)),
-    "model_sha256": (str,),
-    "weights": (str, type(None)),
-    "dtype": (str,),
-    "classes": (int, type(None)),
-    "label_offset": (int,),
-    "preprocess": (str, type(None)),
-    "preprocess_facts": (dict, str, type(None)),
-    "threshold": (float,),
-    "tpr": (float,),
-    "confidence": (float,),
-    "confident": (bool,),
-    "probe": (dict, type(None)),
-    "versions": (dict,),
-}
-"""What the header tells, and of which types."""
 
 
 def save_detector(
@@ -102,10 +83,10 @@ def save_detector(
     _check_spec(fitted.detector)
     layout, state = to_layout(fitted.state)
     scores = np.asarray(calibrated.calibration_scores)
-    arrays = {_SCORES: scores} | {_STATE + name: each for name, each in state.items()}
+    arrays = {SCORES: scores} | {STATE + name: each for name, each in state.items()}
     if with_weights:
         named = leaves_by_name(jax.device_get(fitted.model))
-        arrays |= {_WEIGHTS + name: np.asarray(each) for name, each in named.items()}
+        arrays |= {WEIGHTS + name: np.asarray(each) for name, each in named.items()}
     facts = {
         "version": VERSION,
         "detector": fitted.detector.name,
@@ -114,9 +95,9 @@ def save_detector(
         "model_sha256": hash_model(fitted.model),
         "weights": None if weights is None else os.fspath(weights),
         "dtype": dtype,
-        "classes": _count_classes(fitted.model, model) if with_weights else None,
+        "classes": count_classes(fitted.model, model) if with_weights else None,
         "label_offset": calibrated.label_offset,
-        "preprocess": _spec_of(calibrated.preprocess),
+        "preprocess": spec_of(calibrated.preprocess),
         "preprocess_facts": describe_preprocess(calibrated.preprocess),
         "threshold": float(calibrated.threshold),
         "tpr": float(calibrated.tpr),
@@ -125,7 +106,7 @@ def save_detector(
         "probe": take_probe(calibrated),
         "versions": versions(),
     }
-    content = _encode(facts, arrays)
+    content = encode_file(facts, arrays)
     with written_whole(path) as temporary:
         temporary.write_bytes(content)
 
@@ -163,7 +144,7 @@ def load_detector(
         raise FileNotFoundError(f"there is no detector file {path}")
     with needs_extra("data", "detector files"):
         import safetensors.numpy  # noqa: F401
-    facts, arrays = _decode(path)
+    facts, arrays = decode_file(path)
     allow = functools.partial(_allow, trust=trust)
     try:
         return _load(facts, arrays, allow, model, weights, preprocess)
@@ -184,18 +165,18 @@ def _load(
     detector, *others = parse_detectors([facts["detector"]])
     if others:
         raise ValueError(f"{facts['detector']!r} is more than one detector")
-    held = _below(_WEIGHTS, arrays)
+    held = take_below(WEIGHTS, arrays)
     own: Prepare = None
     if model is None:
-        model, own = _make_model(facts, held, allow, weights)
+        model, own = make_model(facts, held, allow, weights)
     if hash_model(model) != facts["model_sha256"]:
         raise ValueError(
             "the model's arrays are others than those that the detector was calibrated with: give "
             "the same weights, or calibrate again"
         )
-    prepare = _find_preprocess(facts, own, preprocess, allow)
-    state = from_layout(facts["state"], _below(_STATE, arrays), allow)
-    scores = arrays.pop(_SCORES)
+    prepare = find_preprocess(facts, own, preprocess, allow)
+    state = from_layout(facts["state"], take_below(STATE, arrays), allow)
+    scores = arrays.pop(SCORES)
     _check_scores(scores)
     fitted = Fitted(detector, model, state)
     _check_state(fitted, prepare)
@@ -217,55 +198,6 @@ def _load(
     return calibrated
 
 
-class _Made(NamedTuple):
-    """A model and the preprocessing that is its own."""
-
-    model: Model
-    preprocess: Prepare
-
-
-def _make_model(
-    facts: Mapping[str, Any],
-    held: Mapping[str, np.ndarray],
-    allow: Callable[[str], None],
-    weights: str | os.PathLike[str] | None,
-) -> _Made:
-    name, dtype = facts["model"], facts["dtype"]
-    if name is None:
-        raise ValueError("it does not tell how its model is made: give the model")
-    if dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"its dtype {dtype!r} is neither float32 nor bfloat16")
-    if is_reference(name):
-        allow(name.partition(":")[0])
-    if held and weights is None:
-        return _Made(_fill(name, facts["classes"], dtype, held), None)
-    where = facts["weights"] if weights is None else weights
-    made = load_named(name, None if where is None else Path(where), dtype)
-    return _Made(jax.tree.map(jnp.asarray, made.model), made.preprocess)
-
-
-def _fill(name: str, classes: Any, dtype: str, held: Mapping[str, np.ndarray]) -> Model:
-    """A known network with the arrays that the file holds."""
-    if not isinstance(classes, int) or classes < 1:
-        raise ValueError("it does not tell how many classes its network has")
-    make = functools.partial(init_model, name, classes, dtype=dtype)
-    template = jax.eval_shape(make, jax.random.key(0))
-    wanted = leaves_by_name(template)
-    if held.keys() != wanted.keys() or any(
-        (held[key].shape, held[key].dtype) != (leaf.shape, leaf.dtype)
-        for key, leaf in wanted.items()
-    ):
-        raise ValueError(f"the weights in it are not those of {name} with {classes} classes")
-    leaves = [jnp.asarray(held[key]) for key in wanted]
-    return jax.tree.unflatten(jax.tree.structure(template), leaves)
-
-
-def _count_classes(model: Model, name: str | None) -> int:
-    assert name is not None
-    kernel = get_leaf(model.params, get_architecture(name).classifier_path)
-    return int(kernel.shape[-1])
-
-
 def _check_spec(detector: Detector) -> None:
     # What a file can hold of a detector is its text.
     try:
@@ -277,42 +209,6 @@ def _check_spec(detector: Detector) -> None:
             f"the detector {detector.name!r} cannot be made again from its name: calibrate it by a "
             "text such as 'gradnorm(ord=2)', or 'my_module:my_detector(option=1)' for one of yours"
         )
-
-
-def _spec_of(preprocess: Prepare) -> str | None:
-    """The text that `get_preprocess` makes it of; None if there is none."""
-    if not isinstance(preprocess, Preprocess):
-        return None
-    try:
-        return preprocess.name if get_preprocess(preprocess.name) == preprocess else None
-    except (ImportError, ValueError):
-        return None
-
-
-def _find_preprocess(
-    facts: Mapping[str, Any],
-    own: Prepare,
-    given: Prepare | str,
-    allow: Callable[[str], None],
-) -> Prepare:
-    spec = facts["preprocess"]
-    if isinstance(given, str):
-        found: Prepare = get_preprocess(given)
-    elif given is not None:
-        found = given
-    elif spec is not None:
-        if is_reference(spec):
-            allow(spec.partition(":")[0])
-        found = get_preprocess(spec)
-    else:
-        found = own
-    described = json.loads(json.dumps(describe_preprocess(found)))
-    if described != facts["preprocess_facts"]:
-        raise ValueError(
-            f"the detector was calibrated with the preprocessing {facts['preprocess_facts']}, not "
-            f"{described}: give that one (preprocess)"
-        )
-    return found
 
 
 def _check_scores(scores: np.ndarray) -> None:
@@ -358,52 +254,3 @@ def _allow(module: str, *, trust: Collection[str]) -> None:
             f"it names code in the module {module!r}, which reading it would run; if you trust "
             f"that, say so: --trust {module}, or trust=[{module!r}]"
         )
-
-
-def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The arrays whose names start so, without that, taken out of all."""
-    names = [name for name in arrays if name.startswith(prefix)]
-    return {name.removeprefix(prefix): arrays.pop(name) for name in names}
-
-
-def _encode(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> bytes:
-    with needs_extra("data", "detector files"):
-        import safetensors.numpy  # noqa: F401
-    # In one entry, because safetensors does not keep the order of several.
-    header = json.dumps({"sha256": _digest(facts, arrays), **facts}, allow_nan=False)
-    return encode_arrays(arrays, {HEADER: header})
-
-
-def _digest(facts: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> str:
-    return hash_arrays(dict(sorted(arrays.items())), json.dumps(facts, sort_keys=True))
-
-
-def _decode(path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """The facts and the arrays of a file; ValueError unless it is whole and of this version."""
-    content = path.read_bytes()
-    try:
-        arrays = decode_arrays(content)
-        size = int.from_bytes(content[:8], "little")
-        metadata = json.loads(content[8 : 8 + size]).get("__metadata__", {})
-        if HEADER not in metadata:
-            raise ValueError("it holds no detector")
-        facts = json.loads(metadata[HEADER])
-        if facts.pop("sha256") != _digest(facts, arrays):
-            raise ValueError("it is not what was written")
-        if facts.get("version") != VERSION:
-            raise ValueError(f"it is of version {facts.get('version')}, and this reads {VERSION}")
-        _check_facts(facts)
-        if _SCORES not in arrays:
-            raise ValueError("it holds no calibration scores")
-    except Exception as error:  # of readers of damaged files, whatever they raise
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ValueError(f"{path} is not a whole detector file: {reason}") from error
-    return facts, arrays
-
-
-def _check_facts(facts: Mapping[str, Any]) -> None:
-    if facts.keys() != _FACTS.keys():
-        raise ValueError("its header tells other things than it should")
-    for name, kinds in _FACTS.items():
-        if type(facts[name]) not in kinds:
-            raise ValueError(f"its {name} is a {type(facts[name]).__name__}")

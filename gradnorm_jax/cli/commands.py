@@ -1,5 +1,6 @@
 """The commands, and what they print."""
 
+import dataclasses
 import functools
 import inspect
 import logging
@@ -8,7 +9,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Generic, TypeVar, get_args
 
 import jax
 import rich.console
@@ -26,11 +27,12 @@ from gradnorm_jax.cli.models import ConvertOptions, ModelsOptions, run_convert, 
 from gradnorm_jax.cli.report import ReportOptions, run_report
 from gradnorm_jax.cli.score import ScoreOptions, run_score
 from gradnorm_jax.cli.watch import WatchOptions, run_watch
-from gradnorm_jax.evaluation import report
 from gradnorm_jax.evaluation.records import Interrupted, Unfinished
-from gradnorm_jax.evaluation.result import Result
+from gradnorm_jax.evaluation.report import to_dict
+from gradnorm_jax.evaluation.result import Result, data_sets, remarks
 from gradnorm_jax.evaluation.run_config import versions
 from gradnorm_jax.evaluation.storage import to_json
+from gradnorm_jax.evaluation.views import to_rich
 from gradnorm_jax.text import printable
 
 Command = (
@@ -46,24 +48,39 @@ Command = (
     | Annotated[ModelsOptions, tyro.conf.subcommand("models")]
     | Annotated[DetectorsOptions, tyro.conf.subcommand("detectors")]
 )
-_VERBOSE = ("-v", "--verbose")
 _DESCRIPTION = """Gradient-space out-of-distribution detection.
 
-With every command: --help shows its options and an example, -v (--verbose) logs what is done on
-stderr. --version tells the version.
+--version tells the version.
 
 Exit status: 0, done; 1, something is wrong with the input; 2, with the command line; 75, stopped,
 and the same command resumes; 130, Ctrl-C. score and watch tell others of their own.
 """
 
+Options = TypeVar("Options")
 
-def parse(arguments: list[str]) -> Any:
-    """The options of the command of these arguments."""
-    if arguments[:2] == ["data", "prepare"]:
-        arguments = ["data prepare", *arguments[2:]]
+
+@dataclasses.dataclass(frozen=True)
+class CommandLine(Generic[Options]):
+    """What a command line asks for.
+
+    Attributes:
+        command: with --help, each tells its options and an example.
+        verbose: log what is done on stderr; before the command or after it.
+    """
+
+    command: Annotated[Options, tyro.conf.arg(name="")]
+    verbose: Annotated[tyro.conf.CascadeSubcommandArgs[bool], tyro.conf.arg(aliases=["-v"])] = False
+
+
+def parse(arguments: list[str]) -> CommandLine[Any]:
+    """The command of these arguments, and its options."""
+    first = next((i for i, each in enumerate(arguments) if not each.startswith("-")), 0)
+    if arguments[first : first + 2] == ["data", "prepare"]:
+        arguments = [*arguments[:first], "data prepare", *arguments[first + 2 :]]
     commands = dict(_name_and_options(each) for each in get_args(Command))
+    shown = Command if {*arguments[first : first + 1]} & commands.keys() else _in_brief(commands)
     return tyro.cli(
-        Command if {*arguments[:1]} & commands.keys() else _in_brief(commands),
+        CommandLine[shown],  # type: ignore[valid-type]
         prog="gradnorm-jax",
         description=_DESCRIPTION,
         args=arguments,
@@ -90,17 +107,17 @@ def run(arguments: list[str], should_stop: Callable[[], bool] = bool) -> None:
     logging.captureWarnings(True)
     # Modules of the user's own are named on the command line.
     sys.path.insert(0, os.getcwd())
-    options = parse([each for each in arguments if each not in _VERBOSE])
-    if {*_VERBOSE} & {*arguments}:
+    asked = parse(arguments)
+    if asked.verbose:
         _log_what_is_done()
     try:
-        match options:
+        match options := asked.command:
             case DemoOptions():
                 _show(run_demo(options), options.out)
             case EvaluateOptions():
                 result = run_evaluate(options, should_stop=should_stop)
                 if options.json:
-                    print(to_json(report.to_dict(result)).decode(), end="")
+                    print(to_json(to_dict(result)).decode(), end="")
                 else:
                     _show(result, options.out)
             case ReportOptions():
@@ -142,6 +159,6 @@ def _log_what_is_done() -> None:
 
 def _show(result: Result, out: str | Path) -> None:
     console = rich.console.Console()
-    console.print(report.to_rich(result))
-    for line in (*report.data_sets(result), *report.remarks(result), f"Results: {out}"):
+    console.print(to_rich(result.headline))
+    for line in (*data_sets(result), *remarks(result), f"Results: {out}"):
         console.print(printable(line), highlight=False, markup=False)

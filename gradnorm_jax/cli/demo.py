@@ -10,6 +10,7 @@ import numpy as np
 import optax
 
 from gradnorm_jax.cli.demo_data import OOD_SETS, write_images
+from gradnorm_jax.cli.endings import tell
 from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import get_preprocess, scale
 from gradnorm_jax.data.schedule import BatchSchedule
@@ -56,6 +57,7 @@ def run_demo(options: DemoOptions, progress: bool | Track | None = None) -> Resu
         OSError: the folder is not empty or cannot be written.
     """
     images = _new_folder(options.out) / "images"
+    tell("less than a minute: images are written, a small network is trained on them, evaluated")
     write_images(images)
     weights = options.out / "weights.npz"
     with show_progress(progress) as track:

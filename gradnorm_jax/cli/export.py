@@ -7,8 +7,8 @@ from typing import Annotated, Literal
 import jax
 import tyro
 
-from gradnorm_jax.calibration.detector_file import load_detector
 from gradnorm_jax.calibration.export import PLATFORMS, Platform, export_detector
+from gradnorm_jax.cli.opening import Opened
 from gradnorm_jax.extras import needs_extra
 from gradnorm_jax.whole_files import written_whole
 
@@ -26,35 +26,25 @@ class ExportOptions:
 
     Attributes:
         detector: the file of `gradnorm-jax calibrate`.
+        opening: how the file is read.
         out: the file to be written.
         dtype: uint8, and the images are pixels as the detector's preprocessing makes them by
             resizing and cropping; float32, and they are the network's input.
         platforms: what it can run on.
-        weights: of the model, if they are not where they were.
-        preprocess: where the detector's has no name that its file could tell, `my_module:object`.
-        trust: modules whose code may be run because the file names it, such as that of your
-            function that makes the model.
     """
 
     detector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DETECTOR_FILE")]
+    opening: Opened
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
     dtype: Literal["uint8", "float32"] = "uint8"
     platforms: tuple[Platform, ...] = PLATFORMS
-    weights: Path | None = None
-    preprocess: str | None = None
-    trust: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
 
 
 def run_export(options: ExportOptions) -> str:
     """Exports, writes the file, and says what it is."""
     with needs_extra("data", "exported detectors"):
         import flatbuffers  # noqa: F401
-    calibrated = load_detector(
-        options.detector,
-        weights=options.weights,
-        preprocess=options.preprocess,
-        trust=options.trust,
-    )
+    calibrated = options.opening.load(options.detector)
     size = getattr(calibrated.preprocess, "size", None)
     if size is None:
         raise ValueError(
@@ -68,5 +58,5 @@ def run_export(options: ExportOptions) -> str:
         path.write_bytes(content)
     return (
         f"{exported.fun_name}: {options.dtype} [B, {size}, {size}, 3] on "
-        f"{', '.join(exported.platforms)}, {len(content) / 1e6:.1f} MB\nexported: {options.out}"
+        f"{', '.join(exported.platforms)}, {len(content) / 1e3:,.0f} kB\nexported: {options.out}"
     )

@@ -14,9 +14,8 @@ import rich.table
 import tyro
 
 from gradnorm_jax.models import MODELS, PUBLISHED, Architecture, convert, get_architecture
-from gradnorm_jax.models.architecture import FLAX, template
+from gradnorm_jax.models.architecture import FLAX
 from gradnorm_jax.models.named import find_weights
-from gradnorm_jax.progress import show_progress
 from gradnorm_jax.tree import get_leaf
 
 _NUMBERS = ("image_size", "classes", "features", "parameters")
@@ -71,7 +70,7 @@ def run_convert(options: ConvertOptions) -> str:
 
 def run_models(options: ModelsOptions) -> None:
     """Prints the table of networks."""
-    rows = _rows([row for row in MODELS.values() if _is_asked_for(row.name, options.names)])
+    rows = [_row(each) for each in MODELS.values() if _is_asked_for(each.name, options.names)]
     if not rows:
         get_architecture(options.names[0])  # says what there is
     if options.json:
@@ -86,21 +85,14 @@ def _is_asked_for(name: str, patterns: Sequence[str]) -> bool:
     return not patterns or any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
 
 
-def _rows(architectures: Sequence[Architecture]) -> list[dict[str, Any]]:
-    with show_progress() as track:
-        return [_row(row) for row in track(architectures, "networks", len(architectures))]
-
-
 def _row(architecture: Architecture) -> dict[str, Any]:
-    params = template(architecture, architecture.num_classes)["params"]
-    head = architecture.head
     return {
         "name": architecture.name,
         "image_size": architecture.image_size,
         "preprocess": architecture.preprocess,
         "classes": architecture.num_classes,
-        "features": head and get_leaf(params, head.kernel).shape[-2],
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
+        "features": architecture.size.features,
+        "parameters": architecture.size.parameters,
         "layouts": [layout.name for layout in (*architecture.layouts, FLAX)],
         "source": architecture.source,
         "license": architecture.license,

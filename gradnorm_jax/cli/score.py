@@ -11,9 +11,9 @@ import numpy as np
 import tyro
 
 from gradnorm_jax.calibration.conformal import benjamini_hochberg, check_fdr
-from gradnorm_jax.calibration.detector_file import load_detector
 from gradnorm_jax.calibration.score_files import FileDecision, score_files
 from gradnorm_jax.cli.endings import FOUND, UNUSABLE, tell
+from gradnorm_jax.cli.opening import Opened
 from gradnorm_jax.cli.rows import Format, row_writer
 from gradnorm_jax.data.stream import Excluded
 from gradnorm_jax.progress import show_progress
@@ -35,27 +35,22 @@ class ScoreOptions:
     Attributes:
         detector: the file of `gradnorm-jax calibrate`.
         images: files, folders, or `-` for names from standard input, one on each line.
+        opening: how the file is read.
         format: a table, a JSON object on each line, or CSV.
         fail_on_ood: exit with status 3 if an image is out-of-distribution.
         fdr: decide for all images together, such that at most this fraction of those called
             out-of-distribution are not (Benjamini and Hochberg), in place of one by one. Lines come
             when all images are scored.
-        weights: of the model, if they are not where they were.
-        preprocess: where the detector's has no name that its file could tell, `my_module:object`.
-        trust: modules whose code may be run because the file names it, such as that of your
-            function that makes the model.
         batch_size: at most so many images at once on all devices.
         workers: how many images to decode at once; by default as many as there are CPUs.
     """
 
     detector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DETECTOR_FILE")]
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="IMAGE...")]
+    opening: Opened
     format: Format = "table"
     fail_on_ood: bool = False
     fdr: float | None = None
-    weights: Path | None = None
-    preprocess: str | None = None
-    trust: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     batch_size: int = 64
     workers: int | None = None
 
@@ -66,12 +61,7 @@ def run_score(options: ScoreOptions) -> int:
         raise ValueError("no image is given: name files, folders, or - for names from stdin")
     if options.fdr is not None:
         check_fdr(options.fdr)
-    calibrated = load_detector(
-        options.detector,
-        weights=options.weights,
-        preprocess=options.preprocess,
-        trust=options.trust,
-    )
+    calibrated = options.opening.load(options.detector)
     results = score_files(
         calibrated,
         _names(options.images),

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import tyro
 
-from gradnorm_jax.calibration.detector_file import load_detector
 from gradnorm_jax.calibration.drift import DriftState, init_drift, update_drift
 from gradnorm_jax.calibration.score_files import FileDecision, FileScorer, file_scorer
 from gradnorm_jax.cli.endings import FOUND, UNUSABLE, tell
+from gradnorm_jax.cli.opening import Opened
 from gradnorm_jax.cli.rows import Format, row_writer
 from gradnorm_jax.cli.score import tell_excluded
 from gradnorm_jax.cli.score_log import ScoreLog, open_log
@@ -43,6 +43,7 @@ class WatchOptions:
     Attributes:
         detector: the file of `gradnorm-jax calibrate`.
         folder: where images arrive, in subfolders too.
+        opening: how the file is read.
         alpha: the probability of a false alarm, ever.
         fail_on_drift: end with status 3 as soon as the assumption is rejected.
         once: end after the images that are there.
@@ -51,16 +52,13 @@ class WatchOptions:
         interval: seconds between two looks into the folder.
         format: a table, a JSON object on each line, or CSV.
         seed: of the random numbers that break ties between scores.
-        weights: of the model, if they are not where they were.
-        preprocess: where the detector's has no name that its file could tell, `my_module:object`.
-        trust: modules whose code may be run because the file names it, such as that of your
-            function that makes the model.
         batch_size: at most so many images at once on all devices.
         workers: how many images to decode at once; by default as many as there are CPUs.
     """
 
     detector: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="DETECTOR_FILE")]
     folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    opening: Opened
     alpha: float = 0.01
     fail_on_drift: bool = False
     once: bool = False
@@ -69,9 +67,6 @@ class WatchOptions:
     interval: float = 1.0
     format: Format = "table"
     seed: int = 0
-    weights: Path | None = None
-    preprocess: str | None = None
-    trust: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     batch_size: int = 64
     workers: int | None = None
 
@@ -80,12 +75,7 @@ def run_watch(options: WatchOptions) -> int:
     """Prints the decisions as images arrive; the exit status."""
     if not 0 < options.alpha < 1:
         raise ValueError(f"alpha must be above 0 and below 1, got {options.alpha}")
-    calibrated = load_detector(
-        options.detector,
-        weights=options.weights,
-        preprocess=options.preprocess,
-        trust=options.trust,
-    )
+    calibrated = options.opening.load(options.detector)
     score = file_scorer(calibrated, batch_size=options.batch_size, workers=options.workers)
     facts = {"detector": _hash_file(options.detector), "seed": options.seed}
     with open_log(options.log, facts) as log:

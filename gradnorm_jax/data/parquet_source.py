@@ -22,6 +22,8 @@ class ParquetSource:
         spec: what `open_source` takes to open it again.
     """
 
+    name: str
+    spec: str | None
     ignored: Sequence[str] = ()
 
     def __init__(self, name: str, table: pyarrow.Table, spec: str | None = None) -> None:

@@ -1,6 +1,10 @@
 """Which batches of a data set a process takes."""
 
 import dataclasses
+from collections.abc import Iterable
+
+PART_SIZE = 256
+"""About how many inputs a part of a run folder holds: the most that a killed run loses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,3 +56,23 @@ class BatchSchedule:
     def taken(self, length: int) -> list[int]:
         """The batches that this process takes of `length` positions."""
         return [b for b in range(length // self.batch_size + 1) if self.takes(b)]
+
+
+def make_schedule(
+    batch_size: int,
+    devices: int,
+    lengths: Iterable[int | None],
+    process: tuple[int, int] = (0, 1),
+) -> BatchSchedule:
+    """Batches no larger than the largest data set, and a multiple of the number of devices.
+
+    Args:
+        batch_size: at most, but for the multiple.
+        devices: how many there are.
+        lengths: of the data sets; None where it is not known.
+        process: `(i, n)`: this is process i of n.
+    """
+    longest = max(batch_size if n is None else n for n in lengths)
+    batch_size = min(batch_size, max(longest, 1))
+    batch_size = -(-batch_size // devices) * devices
+    return BatchSchedule(batch_size, max(1, PART_SIZE // batch_size), *process)

@@ -27,10 +27,12 @@ class Source(Protocol):
     @property
     def name(self) -> str:
         """A short name for messages and results."""
+        ...
 
     @property
     def ignored(self) -> Sequence[str]:
         """The files that were passed over because their names are not those of images."""
+        ...
 
     def __len__(self) -> int: ...
 
@@ -38,6 +40,7 @@ class Source(Protocol):
 
     def fingerprint(self) -> str:
         """A hash that tells it from other sources, and from other versions of itself."""
+        ...
 
 
 def hash_facts(facts: object) -> str:

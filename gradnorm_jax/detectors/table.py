@@ -114,7 +114,7 @@ _ROWS = (
     Row(exgrad, "gradient", "Igoe et al. 2022, arXiv:2205.10439", {"sign": 1}),
     Row(fisher_trace, "gradient", "Sharma et al. 2021, arXiv:2102.12567"),
     Row(grad_uncertainty, "gradient", "Lee et al. 2023, arXiv:2304.02834"),
-    Row(feature_hessian, "gradient", "arXiv:2606.29952"),
+    Row(feature_hessian, "gradient", "Park et al. 2026, arXiv:2606.29952"),
     Row(fisher_mahalanobis, "gradient", "Madras et al. 2019, arXiv:1910.09573"),
     Row(scod, "gradient", "Sharma et al. 2021, arXiv:2102.12567"),
     Row(pnml, "gradient", "Bibas et al. 2021, arXiv:2110.09246"),

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -9,9 +10,54 @@ import numpy as np
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import UNKNOWN, DataStream
 from gradnorm_jax.detectors import Detector, gradient
-from gradnorm_jax.evaluation.records import ID, ScoreTable
+from gradnorm_jax.evaluation.records import FIT, ID, ScoreTable
 from gradnorm_jax.tree import listing, non_finite, selected_paths
 from gradnorm_jax.types import Model, head_parameters
+
+
+def check_set_names(data: Mapping[str, Any]) -> None:
+    """Raises ValueError if there is no OOD set, or one whose name cannot be that of its files."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"ood_data must be {{name: data}}, got a {type(data).__name__}")
+    if not data:
+        raise ValueError("no OOD set is given; give at least one, as {name: data}")
+    seen = {FIT, ID.lower()}
+    for name in data:
+        if (
+            not isinstance(name, str)
+            or not name.replace("_", "").replace("-", "").replace(".", "").isalnum()
+        ):
+            raise ValueError(
+                f"OOD set name {name!r} cannot be that of a file; use letters, digits, . _ and -"
+            )
+        if len(name) > 100:
+            raise ValueError(f"OOD set name {name[:20]!r}... is too long; use at most 100 letters")
+        if name.lower() in seen:
+            raise ValueError(f"OOD set name {name!r} is taken; give each set a name of its own")
+        seen.add(name.lower())
+
+
+def check_limits(batch_size: int, max_undecodable: float) -> None:
+    """Raises ValueError if a number is out of its range."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0 <= max_undecodable <= 1:
+        raise ValueError(f"max_undecodable is a fraction from 0 to 1, got {max_undecodable}")
+
+
+def check_sharing(
+    process: tuple[int, int], wait_seconds: float, out: Any, cache: str | None
+) -> None:
+    """Raises ValueError if processes cannot share a run so, or nothing can be kept in memory."""
+    if not 0 <= process[0] < process[1]:
+        raise ValueError(
+            f"process must be (i, n) with 0 <= i < n, got {process}: number processes from 0"
+        )
+    if not wait_seconds >= 0:
+        raise ValueError(f"wait_seconds must be at least 0, got {wait_seconds}")
+    if out is None and (process[1] > 1 or cache):
+        what = "several processes" if process[1] > 1 else "a cache"
+        raise ValueError(f"{what} cannot share results kept in memory: give a folder (out)")
 
 
 def check_parameters(model: Model) -> None:

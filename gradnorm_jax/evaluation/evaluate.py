@@ -1,61 +1,26 @@
 """The main job: scores of ID and OOD inputs by all detectors, and how well they separate them."""
 
-import contextlib
-import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
 from jax.sharding import Mesh
 
 from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.preprocess import Prepare, get_preprocess
-from gradnorm_jax.data.schedule import BatchSchedule
-from gradnorm_jax.data.stream import DataStream
-from gradnorm_jax.detectors import (
-    Detector,
-    feature_norm,
-    msp,
-    parse_detectors,
-    residual_norm,
-)
-from gradnorm_jax.evaluation.checks import (
-    cannot_run,
-    check_options,
-    check_parameters,
-    find_accuracy,
-    same_data,
-)
-from gradnorm_jax.evaluation.fitting import Learned, fit_data
-from gradnorm_jax.evaluation.journal import keep_journal
-from gradnorm_jax.evaluation.loop import Execution, Run, read_data, score_data
-from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream, read_head, write_head
-from gradnorm_jax.evaluation.records import (
-    FIT,
-    ID,
-    ScoreTable,
-    Unfinished,
-    select_scores,
-)
+from gradnorm_jax.detectors import Detector, parse_detectors
+from gradnorm_jax.evaluation.checks import check_set_names
+from gradnorm_jax.evaluation.evaluate_streams import evaluate_streams
+from gradnorm_jax.evaluation.output_cache import cached_stream, read_head
+from gradnorm_jax.evaluation.records import FIT, ID
 from gradnorm_jax.evaluation.result import Result
-from gradnorm_jax.evaluation.run_config import (
-    CONFIG,
-    claim_folder,
-    describe_run,
-    read_config,
-)
-from gradnorm_jax.evaluation.sinks import write_report
-from gradnorm_jax.evaluation.step import States, place_model
-from gradnorm_jax.evaluation.storage import Folder, open_folder
-from gradnorm_jax.metrics import evaluate_scores
-from gradnorm_jax.progress import Track, show_progress
+from gradnorm_jax.evaluation.run_config import CONFIG, read_config
+from gradnorm_jax.evaluation.storage import open_folder
+from gradnorm_jax.progress import Track
 from gradnorm_jax.types import Model
 
 DEFAULT_DETECTORS = ("msp", "odin", "mahalanobis", "energy", "gradnorm")
 """The detectors of the paper's Table 1."""
-
-PART_SIZE = 256
-"""About how many inputs a part of a run folder holds: the most that a killed run loses."""
 
 
 def evaluate(
@@ -137,13 +102,13 @@ def evaluate(
     """
     chosen = parse_detectors(detectors)
     prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
-    _check_names(ood_data)
+    check_set_names(ood_data)
     streams = {
         key: as_stream(data, prepare, name=key) for key, data in {ID: id_data, **ood_data}.items()
     }
     if fit is not None and (cache or any(d.fit for d in chosen)):
         streams[FIT] = as_stream(fit, prepare, name=FIT)
-    return _evaluate(
+    return evaluate_streams(
         model,
         streams,
         chosen,
@@ -195,7 +160,7 @@ def evaluate_cache(
         raise ValueError(
             f"{folder.address}/{CONFIG} is damaged; run the command that wrote it in a new folder"
         ) from error
-    return _evaluate(
+    return evaluate_streams(
         read_head(folder),
         {
             key: cached_stream(folder, key, part_size, number)
@@ -216,239 +181,3 @@ def evaluate_cache(
         progress=progress,
         should_stop=should_stop,
     )
-
-
-def fit_states(
-    model: Model,
-    data: Any,
-    detectors: Sequence[Detector],
-    *,
-    preprocess: Prepare | str = None,
-    batch_size: int = 64,
-    progress: bool | Track | None = None,
-) -> States:
-    """What detectors learn from training data, by their names, in memory; see `evaluate`."""
-    prepare = get_preprocess(preprocess) if isinstance(preprocess, str) else preprocess
-    stream = as_stream(data, prepare, name=FIT)
-    with _in_memory(model, stream, prepare, batch_size, progress) as run:
-        learned = fit_data(run, stream, detectors)
-    for remark in learned.remarks:
-        logging.getLogger(__name__).warning(remark)
-    return learned.states
-
-
-def score_set(
-    name: str,
-    model: Model,
-    stream: DataStream,
-    detector: Detector,
-    state: Any,
-    *,
-    preprocess: Prepare = None,
-    batch_size: int = 64,
-    max_undecodable: float = 0.01,
-    progress: bool | Track | None = None,
-) -> ScoreTable:
-    """The scores of one data set by one detector, in memory; see `evaluate`."""
-    check_options([detector], model)
-    with _in_memory(model, stream, preprocess, batch_size, progress, max_undecodable) as run:
-        table = score_data(run, name, stream, {detector.name: state}, (detector,))
-    assert table is not None  # there is no other process
-    return table
-
-
-@contextlib.contextmanager
-def _in_memory(
-    model: Model,
-    stream: DataStream,
-    preprocess: Prepare,
-    batch_size: int,
-    progress: bool | Track | None,
-    max_undecodable: float = 0.01,
-) -> Iterator[Run]:
-    _check_options(batch_size, max_undecodable, (0, 1), 0.0, None, None)
-    check_parameters(model)
-    placed, placement = place_model(model)
-    schedule = _make_schedule(batch_size, placement.mesh.size, [stream], (0, 1))
-    with show_progress(progress) as track:
-        yield Run(placed, Execution(placement, schedule, preprocess, max_undecodable, track))
-
-
-def _evaluate(
-    model: Model,
-    streams: Mapping[str, DataStream],
-    detectors: tuple[Detector, ...],
-    preprocess: Prepare,
-    *,
-    out: str | os.PathLike[str] | None,
-    batch_size: int,
-    facts: Mapping[str, Any],
-    max_undecodable: float,
-    progress: bool | Track | None,
-    should_stop: Callable[[], bool],
-    not_run: Mapping[str, str] | None = None,
-    cache: str | None = None,
-    mesh: Mesh | None = None,
-    process: tuple[int, int] = (0, 1),
-    wait_seconds: float = 0.0,
-) -> Result:
-    _check_options(batch_size, max_undecodable, process, wait_seconds, out, cache)
-    not_run = dict(not_run or {}) | cannot_run(detectors, model, streams.get(FIT))
-    runnable = tuple(d for d in detectors if d.name not in not_run)
-    recorded = () if out is None else _recorded(runnable, model)
-    if not runnable:
-        reasons = "; ".join(f"{name}: {why}" for name, why in not_run.items())
-        raise ValueError(f"none of the detectors can be run: {reasons}")
-    for name, stream in streams.items():
-        if stream.length == 0:
-            raise ValueError(f"{name} holds no input; give at least one")
-    check_parameters(model)
-    check_options(runnable, model)
-    placed, placement = place_model(model, mesh)
-    schedule = _make_schedule(batch_size, placement.mesh.size, streams.values(), process)
-    folder = None if out is None else open_folder(out)
-    with contextlib.ExitStack() as stack:
-        if folder is not None:
-            facts = dict(facts) | {
-                "recorded": [d.name for d in recorded],
-                "batch_size": schedule.batch_size,
-                "batches_per_part": schedule.batches_per_part,
-                "processes": schedule.processes,
-            }
-            config = describe_run(model, streams, detectors, preprocess, facts)
-            stack.enter_context(_held(folder, config))
-        track = stack.enter_context(show_progress(progress))
-        if folder is not None:
-            sources = {name: stream.spec for name, stream in streams.items()}
-            track = stack.enter_context(keep_journal(folder, sources, process, track))
-        execution = Execution(placement, schedule, preprocess, max_undecodable, track, should_stop)
-        kept = OutputCache(folder, cache) if folder is not None and cache else None
-        run = Run(placed, execution, folder, kept, wait_seconds)
-        learned = Learned({})
-        if FIT in streams and (kept is not None or any(d.fit for d in runnable)):
-            learned = fit_data(run, streams[FIT], runnable)
-        scored = tuple(dict.fromkeys([*runnable, *recorded]))
-        tables = {
-            name: score_data(run, name, stream, learned.states, scored)
-            for name, stream in streams.items()
-            if name != FIT
-        }
-        # What others have finished meanwhile: only so does the last process find everything.
-        tables = {
-            name: read_data(run, name, streams[name]) if table is None else table
-            for name, table in tables.items()
-        }
-        found, metrics = _compare(run, tables, runnable)
-        accuracy, doubts = find_accuracy(
-            found[ID], model, facts["label_offset"], streams[ID].classes
-        )
-        warnings = [*same_data(streams), *doubts, *learned.remarks]
-        result = Result(found, metrics, accuracy, not_run, learned.excluded, warnings)
-        if folder is not None:
-            if kept is not None:
-                write_head(folder, model)
-            write_report(folder, result)
-    return result
-
-
-def _compare(
-    run: Run,
-    tables: Mapping[str, ScoreTable | None],
-    detectors: Sequence[Detector],
-) -> tuple[Mapping[str, ScoreTable], dict[str, dict[str, Any]]]:
-    names = [d.name for d in detectors]
-    found = {
-        name: select_scores(table, names) for name, table in tables.items() if table is not None
-    }
-    if len(found) < len(tables):
-        process, processes = run.execution.schedule.process, run.execution.schedule.processes
-        raise Unfinished(
-            f"process {process} of {processes} has done its share; the last to finish writes the "
-            "report"
-        )
-    cells = [(detector, name) for detector in names for name in found if name != ID]
-    metrics: dict[str, dict[str, Any]] = {detector: {} for detector in names}
-    for detector, name in run.execution.track(cells, "metrics", len(cells)):
-        metrics[detector][name] = evaluate_scores(
-            found[ID].scores[detector], found[name].scores[detector]
-        )
-    return found, metrics
-
-
-def _recorded(detectors: Sequence[Detector], model: Model) -> tuple[Detector, ...]:
-    """What is kept of each input for reports: confidence and, if it has them, GradNorm's factors.
-
-    One whose name another detector has is left out.
-    """
-    wanted = [msp(), feature_norm(), residual_norm()] if model.head is not None else [msp()]
-    taken = {d.name: d for d in detectors}
-    return tuple(d for d in wanted if taken.get(d.name, d) == d)
-
-
-def _make_schedule(
-    batch_size: int, devices: int, streams: Iterable[DataStream], process: tuple[int, int]
-) -> BatchSchedule:
-    """Batches no larger than the largest data set, and a multiple of the number of devices."""
-    lengths = [stream.length for stream in streams]
-    longest = max((n for n in lengths if n is not None), default=batch_size)
-    if None not in lengths:
-        batch_size = min(batch_size, max(longest, 1))
-    batch_size = -(-batch_size // devices) * devices
-    return BatchSchedule(batch_size, max(1, PART_SIZE // batch_size), *process)
-
-
-def _check_names(data: Mapping[str, Any]) -> None:
-    if not isinstance(data, Mapping):
-        raise ValueError(f"ood_data must be {{name: data}}, got a {type(data).__name__}")
-    if not data:
-        raise ValueError("no OOD set is given; give at least one, as {name: data}")
-    seen = {FIT, ID.lower()}
-    for name in data:
-        if (
-            not isinstance(name, str)
-            or not name.replace("_", "").replace("-", "").replace(".", "").isalnum()
-        ):
-            raise ValueError(
-                f"OOD set name {name!r} cannot be that of a file; use letters, digits, . _ and -"
-            )
-        if len(name) > 100:
-            raise ValueError(f"OOD set name {name[:20]!r}... is too long; use at most 100 letters")
-        if name.lower() in seen:
-            raise ValueError(f"OOD set name {name!r} is taken; give each set a name of its own")
-        seen.add(name.lower())
-
-
-def _check_options(
-    batch_size: int,
-    max_undecodable: float,
-    process: tuple[int, int],
-    wait_seconds: float,
-    out: Any,
-    cache: str | None,
-) -> None:
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 <= max_undecodable <= 1:
-        raise ValueError(f"max_undecodable is a fraction from 0 to 1, got {max_undecodable}")
-    if not 0 <= process[0] < process[1]:
-        raise ValueError(
-            f"process must be (i, n) with 0 <= i < n, got {process}: number processes from 0"
-        )
-    if not wait_seconds >= 0:
-        raise ValueError(f"wait_seconds must be at least 0, got {wait_seconds}")
-    if out is None and (process[1] > 1 or cache):
-        what = "several processes" if process[1] > 1 else "a cache"
-        raise ValueError(f"{what} cannot share results kept in memory: give a folder (out)")
-
-
-@contextlib.contextmanager
-def _held(folder: Folder, config: Mapping[str, Any]) -> Any:
-    """Claims the folder, and gives it up if nothing has come of it."""
-    claim_folder(folder, dict(config))
-    try:
-        yield
-    except Exception:
-        # Leave nothing in the way of another try.
-        if config["processes"] == 1 and folder.names() == [CONFIG]:
-            folder.delete(CONFIG)
-        raise

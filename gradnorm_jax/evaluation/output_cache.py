@@ -31,7 +31,10 @@ from gradnorm_jax.evaluation.storage import (
 )
 from gradnorm_jax.types import Head, Model, Outputs, Variables, head_parameters
 
-DTYPES = {"float32": np.dtype(np.float32), "bfloat16": jax.numpy.bfloat16.dtype}
+DTYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype(np.float32),
+    "bfloat16": jax.numpy.bfloat16.dtype,
+}
 _HEAD = "cache/head.safetensors"
 
 

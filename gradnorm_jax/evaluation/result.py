@@ -7,15 +7,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gradnorm_jax.data.stream import Excluded
-from gradnorm_jax.evaluation.records import ID, ScoreTable
+from gradnorm_jax.evaluation.records import FIT, ID, ScoreTable
+from gradnorm_jax.evaluation.tables import HEADLINE, Headline
+from gradnorm_jax.evaluation.views import to_html, to_text
 from gradnorm_jax.metrics import Best, Comparison, Metrics, compare_scores, compare_with_best
 
-HEADLINE = {
-    "FPR95 ↓": "fpr_at_95_tpr_id_positive",
-    "AUROC ↑": "auroc",
-    "AUPR ↑": "aupr_in",
-}
-"""The metrics of the paper's tables, by what they are called there."""
+_LISTED = 5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,14 +103,37 @@ class Result:
             if name != ID
         }
 
+    @property
+    def headline(self) -> Headline:
+        """What the table of the paper is made of."""
+        return Headline(self.metrics, self.best, self.not_run)
+
     def __str__(self) -> str:
         """The table of the paper, and what it leaves out, as plain text."""
-        # What shows results is built upon them.
-        from gradnorm_jax.evaluation.report import to_text
-
-        return to_text(self)
+        return to_text(self.headline, [*data_sets(self), *remarks(self)])
 
     def _repr_html_(self) -> str:
-        from gradnorm_jax.evaluation.report import to_html
+        return to_html(self.headline, [*data_sets(self), *remarks(self)])
 
-        return to_html(self)
+
+def data_sets(result: Result) -> list[str]:
+    """A sentence on each data set."""
+    lines = [f"{name}: {len(table.ids)} inputs" for name, table in result.tables.items()]
+    if result.accuracy is not None:
+        lines[0] += f", top-1 accuracy {100 * result.accuracy:.2f} %"
+    return lines
+
+
+def remarks(result: Result) -> list[str]:
+    """The warnings, and a sentence on each detector and input that the tables leave out."""
+    lines = [*result.warnings]
+    lines += [f"{detector} was not run: {why}." for detector, why in result.not_run.items()]
+    excluded = {name: table.excluded for name, table in result.tables.items()}
+    for name, inputs in {**excluded, FIT: result.fit_excluded}.items():
+        # Those that look like images and are not come first: they are the surprise.
+        inputs = sorted(inputs, key=lambda each: each.position < 0)
+        if inputs:
+            listed = "; ".join(f"{each.id} ({each.reason})" for each in inputs[:_LISTED])
+            more = f"; and {len(inputs) - _LISTED} more" if len(inputs) > _LISTED else ""
+            lines.append(f"{name}: {len(inputs)} files were excluded: {listed}{more}.")
+    return lines

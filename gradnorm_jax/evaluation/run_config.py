@@ -1,11 +1,12 @@
 """What a run is made of, so that no other is mistaken for it."""
 
 import collections
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -147,6 +148,19 @@ def claim_folder(folder: Folder, config: RunConfig) -> None:
     if not folder.names(CONFIG):
         # TensorStore takes a refusal to list files of Google Cloud Storage for an empty list.
         raise PermissionError(f"the files in {folder.address} cannot be listed; ask for permission")
+
+
+@contextlib.contextmanager
+def claimed(folder: Folder, config: RunConfig) -> Iterator[None]:
+    """Claims a folder, and gives it up if its body raises before anything is written."""
+    claim_folder(folder, config)
+    try:
+        yield
+    except Exception:
+        # Leave nothing in the way of another try.
+        if config["processes"] == 1 and folder.names() == [CONFIG]:
+            folder.delete(CONFIG)
+        raise
 
 
 def find_differences(stored: RunConfig, config: RunConfig) -> str:

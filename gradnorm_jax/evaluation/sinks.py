@@ -6,7 +6,6 @@ share a run by taking different parts. A data set ends with its first part that 
 """
 
 import dataclasses
-import io
 import logging
 import time
 from collections.abc import Callable
@@ -15,7 +14,6 @@ from typing import Any, Protocol
 import jax
 import numpy as np
 
-from gradnorm_jax import plots
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.evaluation.output_cache import OutputCache
 from gradnorm_jax.evaluation.records import (
@@ -24,8 +22,6 @@ from gradnorm_jax.evaluation.records import (
     ScoreTable,
     concatenate,
 )
-from gradnorm_jax.evaluation.report import summary, to_dict
-from gradnorm_jax.evaluation.result import Result
 from gradnorm_jax.evaluation.storage import (
     Folder,
     decode_arrays,
@@ -36,7 +32,6 @@ from gradnorm_jax.evaluation.storage import (
     read_part,
     read_table,
     rows_folder,
-    to_json,
 )
 
 SAVE_SECONDS = 60.0
@@ -50,6 +45,7 @@ class Sink(Protocol):
 
     def done(self) -> frozenset[int]:
         """The parts that need not be computed."""
+        ...
 
     def write(self, batch: ScoredBatch) -> None:
         """Takes a batch."""
@@ -242,31 +238,3 @@ class StatisticsFiles:
 
     def _file(self, process: int) -> str:
         return f"{self.name}/{process:05}-of-{self.schedule.processes:05}.safetensors"
-
-
-def write_report(folder: Folder, result: Result) -> None:
-    """Writes metrics (JSON), the report (Markdown) and histograms (PNG)."""
-    folder.write("metrics.json", to_json(to_dict(result)))
-    folder.write("report.md", summary(result).encode())
-    try:
-        figure = plots.histogram_grid(
-            {detector: _scores_by_set(result, detector) for detector in result.metrics},
-            titles={
-                (detector, name): f"{detector}, AUROC {100 * cell.auroc.value:.2f} %"
-                for detector, cells in result.metrics.items()
-                for name, cell in cells.items()
-            },
-        )
-    except ModuleNotFoundError:
-        logging.getLogger(__name__).warning(
-            "histograms.png is left out because matplotlib is not installed: "
-            "pip install 'gradnorm-jax[plots]'"
-        )
-        return
-    image = io.BytesIO()
-    figure.savefig(image, format="png", dpi=120)
-    folder.write("histograms.png", image.getvalue())
-
-
-def _scores_by_set(result: Result, detector: str) -> dict[str, np.ndarray]:
-    return {name: table.scores[detector] for name, table in result.tables.items()}

@@ -6,11 +6,15 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
-from gradnorm_jax.evaluation.records import ID
-from gradnorm_jax.evaluation.result import HEADLINE, Result
-from gradnorm_jax.metrics import Estimate, Metrics
+from gradnorm_jax.metrics import Best, Estimate, Metrics
 from gradnorm_jax.text import escape_markdown
 
+HEADLINE = {
+    "FPR95 ↓": "fpr_at_95_tpr_id_positive",
+    "AUROC ↑": "auroc",
+    "AUPR ↑": "aupr_in",
+}
+"""The metrics of the paper's tables, by what they are called there."""
 ALL_METRICS = {
     "AUROC": "auroc",
     "AUPR-in": "aupr_in",
@@ -58,8 +62,22 @@ def averages(cells: Iterable[Metrics]) -> dict[str, float]:
     return {name: fmean(getattr(cell, name).value for cell in cells) for name in names}
 
 
+class Headline(NamedTuple):
+    """What Table 1 of the paper is made of.
+
+    Attributes:
+        cells: metrics by detector and OOD set.
+        best: by OOD set and metric, the best detector and how it does against the others.
+        not_run: the detectors that were left out.
+    """
+
+    cells: Mapping[str, Mapping[str, Metrics]]
+    best: Mapping[str, Mapping[str, Best]]
+    not_run: Collection[str]
+
+
 def headline_table(
-    result: Result,
+    headline: Headline,
     mark: Callable[[str, bool], str],
     separator: str = " / ",
     metrics: Iterable[str] = HEADLINE.values(),
@@ -67,16 +85,16 @@ def headline_table(
     """Detectors by OOD sets and their average, as in Table 1 of the paper, in percent.
 
     Args:
-        result: of an evaluation.
+        headline: what it is made of.
         mark: shows a value, told whether it is among the best of its column.
         separator: between the values of a cell.
         metrics: what each cell holds, by the names in `Metrics`.
     """
     metrics = list(metrics)
-    sets = [name for name in result.tables if name != ID]
+    sets = list(next(iter(headline.cells.values()), {}))
     leaders = {
         (name, metric): best[metric].leaders()
-        for name, best in result.best.items()
+        for name, best in headline.best.items()
         for metric in metrics
     }
 
@@ -93,9 +111,9 @@ def headline_table(
             *(show(detector, name, [cells[name]]) for name in sets),
             show(detector, "", cells.values()),
         ]
-        for detector, cells in result.metrics.items()
+        for detector, cells in headline.cells.items()
     ]
-    rows += [[detector, *["not run"] * (len(sets) + 1)] for detector in result.not_run]
+    rows += [[detector, *["not run"] * (len(sets) + 1)] for detector in headline.not_run]
     return Table(["Detector", *sets, AVERAGE], rows)
 
 
@@ -128,7 +146,7 @@ def grouped_table(
     return Table(header, rows, len(names), groups, marked, caption)
 
 
-def full_table(result: Result) -> Table:
+def full_table(cells: Mapping[str, Mapping[str, Metrics]]) -> Table:
     """Every metric of every detector on every OOD set with its interval, in percent."""
 
     def show(estimate: Estimate) -> str:
@@ -137,8 +155,8 @@ def full_table(result: Result) -> Table:
 
     rows = [
         [detector, name, *(show(getattr(cell, metric)) for metric in ALL_METRICS.values())]
-        for detector, cells in result.metrics.items()
-        for name, cell in cells.items()
+        for detector, by_set in cells.items()
+        for name, cell in by_set.items()
     ]
     return Table(["Detector", "OOD set", *ALL_METRICS], rows, names=2)
 

@@ -95,7 +95,9 @@ def init_model(
     """
     architecture = get_architecture(name)
     size = architecture.image_size
-    variables = _init(architecture.build(num_classes), key, (1, size, size, 3))
+    is_traced = isinstance(key, jax.core.Tracer)
+    init = _init_on_cpu if jax.default_backend() == "cpu" and not is_traced else _init
+    variables = init(architecture.build(num_classes), key, (1, size, size, 3))
     return _model(architecture, num_classes, variables, dtype)
 
 
@@ -197,3 +199,9 @@ def _pure_apply(module: nn.Module) -> Callable[[Variables, jax.Array], Outputs]:
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _init(module: nn.Module, key: jax.Array, shape: tuple[int, ...]) -> dict[str, Params]:
     return dict(module.init(key, jnp.zeros(shape)))
+
+
+# The same numbers. What runs once need not be fast: that takes ten seconds to compile, this two.
+_init_on_cpu = jax.jit(
+    _init, static_argnums=(0, 2), compiler_options={"xla_backend_optimization_level": 1}
+)

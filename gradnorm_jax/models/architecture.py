@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,20 @@ FLAX = WeightsLayout("flax", lambda path: CheckpointEntry(show_path(path)))
 """That of Flax's own checkpoints, which every network can be read from."""
 
 
+class Size(NamedTuple):
+    """How large a network is, which tracing it would tell too, and takes seconds.
+
+    Attributes:
+        features: D; None if the last layer is not linear.
+        parameters: how many numbers are trained, for the classes of the published weights.
+        statistics: how many numbers its batch statistics are.
+    """
+
+    features: int | None
+    parameters: int
+    statistics: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class Architecture:
     """A network, its weights files and its images.
@@ -49,6 +64,7 @@ class Architecture:
         build: `(num_classes, dtype) -> module`, a Linen module whose call maps images
             `[B, H, W, 3]` to `Outputs`. It has parameters, and batch statistics or none.
         head: where the last layer is in the module's parameters; None if it is not linear.
+        size: how large it is.
         layouts: how weights files are laid out, beside `FLAX`; the first is that of files written.
         preprocess: the preprocessing that its images need, as `get_preprocess` takes it.
         image_size: side of those images in pixels.
@@ -62,6 +78,7 @@ class Architecture:
     name: str
     build: Callable[..., nn.Module]
     head: Head | None
+    size: Size
     layouts: tuple[WeightsLayout, ...]
     preprocess: str
     image_size: int
@@ -123,19 +140,33 @@ def count_classes(
 
 def fits(headers: Mapping[str, Any], architecture: Architecture) -> bool:
     """Whether a weights file with arrays of these shapes and types is one of the network."""
-    classifier = architecture.classifier_path
-    try:
-        # Only to trace networks whose classifier at least is there: tracing takes time.
-        if not any(
-            layout.entry(classifier).key in layout.clean(dict(headers))
-            for layout in (*architecture.layouts, FLAX)
-        ):
+
+    def is_laid_out(layout: WeightsLayout) -> bool:
+        try:
+            arrays = layout.clean(dict(headers))
+            if not _is_of_size(arrays, architecture, layout):
+                return False  # Tracing the network takes a second.
+            check(arrays, architecture, layout)
+        except ValueError:
             return False
-        layout = find_layout(headers, architecture)
-        check(layout.clean(dict(headers)), architecture, layout)
-    except ValueError:
+        return True
+
+    return any(map(is_laid_out, (*architecture.layouts, FLAX)))
+
+
+def _is_of_size(
+    arrays: Mapping[str, Any], architecture: Architecture, layout: WeightsLayout
+) -> bool:
+    """Whether there are as many numbers as the network has, for whatever number of classes."""
+    kernel = arrays.get(layout.entry(architecture.classifier_path).key)
+    if kernel is None:
         return False
-    return True
+    numbers = sum(math.prod(array.shape) for array in arrays.values())
+    size, classes = architecture.size, count_classes(arrays, architecture, layout)
+    surplus = numbers - size.parameters - size.statistics
+    per_class = math.prod(kernel.shape) // max(classes, 1)
+    # With a bias, or without one.
+    return surplus in ((classes - architecture.num_classes) * (per_class + i) for i in (0, 1))
 
 
 def check(arrays: Mapping[str, Any], architecture: Architecture, layout: WeightsLayout) -> None:

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gradnorm_jax.models.checkpoint import Layout
 from gradnorm_jax.models.layers import Stage, batch_norm, convolve, linear
 from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
@@ -22,7 +23,7 @@ from gradnorm_jax.types import Head, Outputs
 
 HEAD = Head(kernel=("linear", "kernel"), bias=("linear", "bias"))
 
-layout = functools.partial(torch_layout, linear="linear")
+layout: Layout = functools.partial(torch_layout, linear="linear")
 """Where PyTorch's files hold the variable at a path."""
 
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gradnorm_jax.models.checkpoint import Layout
 from gradnorm_jax.models.layers import avg_pool, batch_norm, convolve, linear, max_pool
 from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
@@ -24,7 +25,7 @@ from gradnorm_jax.weights.stored import Checkpoint
 
 HEAD = Head(kernel=("classifier", "kernel"), bias=("classifier", "bias"))
 
-layout = functools.partial(torch_layout, linear="classifier")
+layout: Layout = functools.partial(torch_layout, linear="classifier")
 """Where torchvision's files hold the variable at a path."""
 
 

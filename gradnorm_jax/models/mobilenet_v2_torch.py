@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gradnorm_jax.models.checkpoint import Layout
 from gradnorm_jax.models.layers import batch_norm, convolve, linear
 from gradnorm_jax.models.mobilenet_v2 import BLOCKS
 from gradnorm_jax.models.torch_layout import torch_layout
@@ -23,7 +24,7 @@ from gradnorm_jax.types import Head, Outputs
 
 HEAD = Head(kernel=("classifier", "1", "kernel"), bias=("classifier", "1", "bias"))
 
-layout = functools.partial(torch_layout, linear="classifier.1")
+layout: Layout = functools.partial(torch_layout, linear="classifier.1")
 """Where torchvision's files hold the variable at a path."""
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from gradnorm_jax.models.checkpoint import CheckpointEntry
+from gradnorm_jax.models.checkpoint import CheckpointEntry, Layout
 from gradnorm_jax.models.layers import batch_norm, convolve, linear, max_pool
 from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
@@ -26,7 +26,7 @@ from gradnorm_jax.types import Head, Outputs
 
 HEAD = Head(kernel=("fc", "kernel"), bias=("fc", "bias"))
 
-layout = functools.partial(torch_layout, linear="fc")
+layout: Layout = functools.partial(torch_layout, linear="fc")
 """Where torchvision's files hold the variable at a path."""
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from gradnorm_jax.models.checkpoint import Layout
 from gradnorm_jax.models.layers import convolve, max_pool
 from gradnorm_jax.models.torch_layout import torch_layout
 from gradnorm_jax.numerics import to_float32_at_least
@@ -22,7 +23,7 @@ from gradnorm_jax.types import Outputs
 
 CLASSIFIER = ("classifier", "1", "kernel")
 
-layout = functools.partial(torch_layout, linear=None)
+layout: Layout = functools.partial(torch_layout, linear=None)
 """Where torchvision's files hold the parameter at a path."""
 
 # Number of the layer: channels that squeeze, and of each half that expands. Pools are 2, 5 and 8.

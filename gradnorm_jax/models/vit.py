@@ -90,7 +90,9 @@ def timm_layout(path: Path, width: int) -> CheckpointEntry:
         block, scopes = f"blocks.{scopes[1].removeprefix('encoderblock_')}.", scopes[2:]
     suffix = "bias" if leaf == "bias" else "weight"
     # A matrix of the attention is square there; here one of its axes is split into heads.
-    square = {"axes": (1, 0), "shape": (width, width)} if leaf == "kernel" else {"shape": (width,)}
+    square: dict[str, Any] = {"shape": (width,)}
+    if leaf == "kernel":
+        square = {"axes": (1, 0), "shape": (width, width)}
     if scopes[-1] in _QKV:
         part = (_QKV.index(scopes[-1]), len(_QKV))
         return CheckpointEntry(f"{block}attn.qkv.{suffix}", part=part, **square)

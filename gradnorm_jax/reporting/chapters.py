@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from gradnorm_jax.evaluation.records import ID
-from gradnorm_jax.evaluation.report import data_sets, remarks
+from gradnorm_jax.evaluation.result import data_sets, remarks
 from gradnorm_jax.evaluation.run_config import flatten
 from gradnorm_jax.evaluation.saved import SavedRun
 from gradnorm_jax.evaluation.tables import LEGEND, Cells, Table, full_table, grouped_table
@@ -84,7 +84,7 @@ def _sections(run: SavedRun, choices: Choices) -> Iterator[Section]:
     if choices.drawn:
         yield Section("Scores", [_CHARTS, *_charts(run)])
         yield Section("Factors of GradNorm", _factors(run))
-    yield Section("All metrics", [_INTERVALS, full_table(run.result)], for_papers=True)
+    yield Section("All metrics", [_INTERVALS, full_table(run.result.metrics)], for_papers=True)
     yield background.excluded(run)
     yield background.timing(run)
     yield background.configuration(run)

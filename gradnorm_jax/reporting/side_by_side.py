@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradnorm_jax.evaluation.records import ID, ScoreTable
-from gradnorm_jax.evaluation.result import HEADLINE
 from gradnorm_jax.evaluation.run_config import RunConfig
 from gradnorm_jax.evaluation.saved import SavedRun
+from gradnorm_jax.evaluation.tables import HEADLINE
 from gradnorm_jax.metrics import Comparison, compare_with_best, delong_test, fpr_at_tpr, holm
 from gradnorm_jax.metrics.comparison import fpr_difference, fpr_replicates
 

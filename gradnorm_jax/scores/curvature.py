@@ -166,8 +166,9 @@ def feature_hessian_trace(logits: ArrayLike, kernel: ArrayLike) -> jax.Array:
         ValueError: a shape is not as above.
 
     References:
-        The quantity behind Fold, https://arxiv.org/abs/2606.29952, without that paper's partial
-        normalisation of features, whose exact form we could not read.
+        Park, Jung, Lee, Lee (2026), "Exploiting Local Flatness for Efficient Out-of-Distribution
+        Detection" (Fold), without its partial normalisation of features, whose exact form we could
+        not read. https://arxiv.org/abs/2606.29952
     """
     rows, weights = logits_and_kernel(logits, kernel)
     # About the predicted class's weights, so that all terms vanish as the prediction is certain.

@@ -1,7 +1,6 @@
 """Logistic regression on rows that a bank keeps."""
 
 import numpy as np
-from scipy import optimize, special
 
 
 def logistic_regression(
@@ -21,6 +20,8 @@ def logistic_regression(
     Raises:
         ValueError: there are no rows of one kind.
     """
+    from scipy import optimize, special  # half a second that no other command has to wait
+
     if not (len(positive) and len(negative)):
         raise ValueError("no training images to fit to; give at least one")
     rows = np.concatenate([positive, negative]).astype(np.float64)

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import gradnorm_jax as gj
-from gradnorm_jax.calibration import detector_file, probe
+from gradnorm_jax.calibration import file_content, probe
 from gradnorm_jax.calibration.state_layout import from_layout, to_layout
+from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.detectors import DETECTORS, parse_detectors
+from gradnorm_jax.evaluation.run_config import describe_preprocess
 from gradnorm_jax.models import init_model, save_weights
 from gradnorm_jax.statistics import Examples
 from gradnorm_jax.types import linear_head
@@ -176,14 +178,13 @@ def test_another_function_of_the_same_arrays_is_refused(tmp_path):
 
 
 def described(spec):
-    preprocess = detector_file.get_preprocess(spec)
-    return detector_file.describe_preprocess(preprocess)
+    return describe_preprocess(get_preprocess(spec))
 
 
 def forge(path, arrays=(), **facts):
     """Changes a file as someone would who knows how files are made."""
-    old, kept = detector_file._decode(path)
-    path.write_bytes(detector_file._encode({**old, **facts}, {**kept, **dict(arrays)}))
+    old, kept = file_content.decode_file(path)
+    path.write_bytes(file_content.encode_file({**old, **facts}, {**kept, **dict(arrays)}))
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ def test_help_has_an_example_that_is_understood(name, capsys):
     text = " ".join(inspect.getdoc(COMMANDS[name]).split("\n\nAttributes")[0].split())
     (example,) = re.findall(r"Example: gradnorm-jax (.*)", text)
     assert example.startswith(f"{name} ")
-    assert type(parse(shlex.split(example))) is COMMANDS[name]
+    assert type(parse(shlex.split(example)).command) is COMMANDS[name]
     with pytest.raises(SystemExit) as ended:
         cli.main([*name.split(), "--help"])
     assert ended.value.code == 0
@@ -37,6 +37,23 @@ def test_the_list_of_commands_is_short(capsys):
     assert all(f"• {name} " in printed for name in COMMANDS)
     assert "Example: " not in printed
     assert len(printed.splitlines()) < 50
+
+
+@pytest.mark.parametrize(
+    ("line", "verbose"),
+    [
+        ("-v score d.safetensors a.png", True),
+        ("score d.safetensors a.png --verbose", True),
+        ("score --trust mine -v d.safetensors a.png", True),
+        ("score d.safetensors a.png --weights=-v", False),
+        ("score d.safetensors -- -v", False),
+        ("--verbose data prepare dtd", True),
+    ],
+)
+def test_v_is_an_option_of_every_command_and_no_value(line, verbose):
+    parsed = parse(line.split())
+    assert parsed.verbose == verbose
+    assert ("-v" in str(parsed.command)) == (not verbose)
 
 
 @pytest.mark.parametrize("arguments", [[], ["nonsense"], ["models", "--nonsense"], ["convert"]])

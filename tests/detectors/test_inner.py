@@ -10,7 +10,7 @@ from scipy import stats
 
 import gradnorm_jax as gj
 from gradnorm_jax.detectors import DETECTORS, Batch, parse_detectors
-from gradnorm_jax.evaluation.evaluate import fit_states
+from gradnorm_jax.evaluation.in_memory import fit_states
 from tests.detectors import inner_reference as reference
 from tests.detectors.inner_reference import SCORES, make_images, make_params, network
 

@@ -20,7 +20,8 @@ import matplotlib.figure  # noqa: F401
 import tyro
 
 from gradnorm_jax.cli.evaluate import EvaluateOptions, run_evaluate
-from gradnorm_jax.evaluation import evaluate, sinks
+from gradnorm_jax.data import schedule
+from gradnorm_jax.evaluation import sinks
 
 
 def fork_run(options, out, kill_after=None):
@@ -38,7 +39,7 @@ def fork_run(options, out, kill_after=None):
 
 def main():
     folder, kills, *options = sys.argv[1:]
-    evaluate.PART_SIZE = 8
+    schedule.PART_SIZE = 8
     fork_run(options, f"{folder}/first")  # fills the compilation cache
     start = time.monotonic()
     assert fork_run(options, f"{folder}/undisturbed")

@@ -11,7 +11,7 @@ from gradnorm_jax.data.preprocess import get_preprocess, scale
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.source_stream import Decoding, source_stream
 from gradnorm_jax.detectors import Detector, parse_detectors
-from gradnorm_jax.evaluation.evaluate import fit_states
+from gradnorm_jax.evaluation.in_memory import fit_states
 from gradnorm_jax.evaluation.loop import Execution, Run, one_ahead, score_data
 from gradnorm_jax.evaluation.step import place_model
 from gradnorm_jax.models import load_model

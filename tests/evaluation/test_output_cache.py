@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gradnorm_jax.data import schedule
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import Excluded
-from gradnorm_jax.evaluation import evaluate as module
 from gradnorm_jax.evaluation import step
 from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
 from gradnorm_jax.evaluation.output_cache import OutputCache, cached_stream
@@ -126,7 +126,7 @@ def test_half_precision_rounds_to_nearest(tmp_path):
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
     """The folder of a run with a cache, and a function that starts it again."""
-    monkeypatch.setattr(module, "PART_SIZE", 16)
+    monkeypatch.setattr(schedule, "PART_SIZE", 16)
 
     def run():
         return evaluate(

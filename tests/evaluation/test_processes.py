@@ -55,8 +55,8 @@ def alone(environment, inputs, tmp_path_factory):
 
 
 SMALL_PARTS = """
-from gradnorm_jax.evaluation import evaluate
-evaluate.PART_SIZE = 8
+from gradnorm_jax.data import schedule
+schedule.PART_SIZE = 8
 from gradnorm_jax.cli import main
 main()
 """

@@ -8,9 +8,9 @@ import rich.console
 
 from gradnorm_jax import metrics
 from gradnorm_jax.data.stream import Excluded
-from gradnorm_jax.evaluation import report, tables
+from gradnorm_jax.evaluation import report, tables, views
 from gradnorm_jax.evaluation.records import ID, ScoreTable
-from gradnorm_jax.evaluation.result import Result
+from gradnorm_jax.evaluation.result import Result, remarks
 from gradnorm_jax.text import escape_markdown, printable
 
 
@@ -101,7 +101,7 @@ def test_control_characters_reach_neither_terminal_nor_report(name):
 def test_undecodable_files_are_listed_before_those_with_other_names():
     excluded = [Excluded(f"{i}.txt", "by name") for i in range(20)]
     excluded += [Excluded("1.png", "broken", 1)]
-    (line,) = report.remarks(make_result(excluded=excluded))
+    (line,) = remarks(make_result(excluded=excluded))
     assert line.startswith("ID: 21 files were excluded: 1.png (broken); 0.txt (by name); ")
     assert line.endswith("; and 16 more.")
 
@@ -193,7 +193,7 @@ def test_fifty_detectors_take_a_line_each(width, tables_shown):
     names = [f"gradnorm(ord={i})" for i in range(50)]
     result = make_result(names, ("iNaturalist", "SUN", "Places", "Textures"))
     console = rich.console.Console(file=io.StringIO(), width=width)
-    console.print(report.to_rich(result))
+    console.print(views.to_rich(result.headline))
     lines = console.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
     for name in names:

@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from gradnorm_jax.data import as_stream
-from gradnorm_jax.evaluation import evaluate as module
+from gradnorm_jax.data import as_stream, schedule
 from gradnorm_jax.evaluation import sinks
 from gradnorm_jax.evaluation.evaluate import evaluate, evaluate_cache
 from gradnorm_jax.evaluation.records import FIT, ID, Interrupted, Unfinished
@@ -29,7 +28,7 @@ BATCHES = [(FIT, 6), (ID, 5), ("far", 3)]
 
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
-    monkeypatch.setattr(module, "PART_SIZE", 16)
+    monkeypatch.setattr(schedule, "PART_SIZE", 16)
     monkeypatch.setattr(sinks, "POLL_SECONDS", 0.01)
     monkeypatch.setattr(sinks, "SAVE_SECONDS", -1.0)
 
@@ -87,7 +86,7 @@ def whole(model, tmp_path_factory):
     """Folders of undisturbed runs: without a cache, with one, and of loaders."""
     root = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "PART_SIZE", 16)
+        patch.setattr(schedule, "PART_SIZE", 16)
         run(model, root / "plain")
         run(model, root / "cache", cache="float32")
         run(model, root / "loaders", Reading(as_loaders=True))

@@ -6,8 +6,7 @@ import pytest
 
 from gradnorm_jax.data import as_stream
 from gradnorm_jax.data.open_source import open_source
-from gradnorm_jax.evaluation.evaluate import _held
-from gradnorm_jax.evaluation.run_config import claim_folder, describe_run, find_differences
+from gradnorm_jax.evaluation.run_config import claim_folder, claimed, describe_run, find_differences
 from gradnorm_jax.evaluation.storage import open_folder
 from tests.evaluation import networks
 
@@ -45,7 +44,7 @@ def test_foreign_files_are_left_alone(tmp_path):
 @pytest.mark.parametrize(("processes", "left"), [(1, []), (2, ["config.json"])])
 def test_a_run_that_came_to_nothing_leaves_nothing_that_may_be_anothers(tmp_path, processes, left):
     folder = open_folder(tmp_path)
-    with pytest.raises(ZeroDivisionError), _held(folder, CONFIG | {"processes": processes}):
+    with pytest.raises(ZeroDivisionError), claimed(folder, CONFIG | {"processes": processes}):
         raise ZeroDivisionError
     assert folder.names() == left
 

@@ -8,8 +8,9 @@ import pytest
 from gradnorm_jax import models
 from gradnorm_jax.data.preprocess import get_preprocess
 from gradnorm_jax.models import MODELS
-from gradnorm_jax.models.architecture import FLAX, fits, template
+from gradnorm_jax.models.architecture import FLAX, Size, fits, template
 from gradnorm_jax.models.checkpoint import from_params, merge
+from gradnorm_jax.tree import get_leaf
 from gradnorm_jax.weights.published import PUBLISHED
 
 # The first of each family, so that few have to be traced before it is found.
@@ -29,15 +30,31 @@ def marked(*rows):
     )
 
 
-def headers(architecture, layout):
-    variables = merge(template(architecture, architecture.num_classes))
+def headers(architecture, layout, num_classes=None):
+    variables = merge(template(architecture, num_classes or architecture.num_classes))
     return jax.eval_shape(lambda tree: from_params(tree, layout.entry), variables)
+
+
+@pytest.mark.parametrize("row", [*map(marked, MODELS.values())])
+def test_the_table_tells_the_size_of_a_network(row):
+    variables = template(row, row.num_classes)
+    sizes = {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in variables.items()}
+    features = row.head and get_leaf(variables["params"], row.head.kernel).shape[-2]
+    assert row.size == Size(features, sizes["params"], sizes.get("batch_stats", 0))
+
+
+def test_networks_of_another_size_are_not_traced():
+    resnet = MODELS["resnet18"]
+    found = headers(resnet, resnet.layouts[0])
+    traced = template.cache_info().misses
+    assert [row.name for row in MODELS.values() if fits(found, row)] == ["resnet18"]
+    assert template.cache_info().misses == traced
 
 
 @pytest.mark.parametrize("row", [*map(marked, FAMILIES)])
 def test_every_layout_of_a_network_is_recognised(row):
     for layout in (*row.layouts, FLAX):
-        assert fits(headers(row, layout), row), layout.name
+        assert fits(headers(row, layout, num_classes=7), row), layout.name
 
 
 @pytest.mark.parametrize(

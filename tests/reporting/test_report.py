@@ -14,9 +14,8 @@ import pytest
 from PIL import Image
 
 import gradnorm_jax as gj
-from gradnorm_jax.evaluation.result import HEADLINE
 from gradnorm_jax.evaluation.saved import load_run
-from gradnorm_jax.evaluation.tables import ALL_METRICS
+from gradnorm_jax.evaluation.tables import ALL_METRICS, HEADLINE
 from gradnorm_jax.reporting import background
 from gradnorm_jax.text import printable, to_utf8
 from tests.reporting.runs import Page, numbered, run, write_images
