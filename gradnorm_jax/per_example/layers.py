@@ -125,7 +125,7 @@ def norm_by_gradient(
         _, pull_back = jax.vjp(lambda parameter: make_kernel(parameter, *others), parameter)
 
         def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
-            (gradient,) = pull_back(_kernel_gradient(entry, other, cotangent))
+            (gradient,) = pull_back(kernel_gradient_of(entry, other, cotangent))
             return entrywise_norm(gradient[None], ord=ord)[0]
 
         return norm
@@ -147,7 +147,7 @@ def norm_by_gradient(
         ]
         # Made again now, the kernel's intermediate values need not be kept from the forward pass.
         norm = norm_by(after(sources[0], examples[1]), *sources[1:])
-        step = _step(entry, size) if in_turn else size
+        step = turn_size(entry, size) if in_turn else size
         if step == size:
             return jax.vmap(norm)(*examples), True
         return in_turns(norm, examples, _batch_axes(entry), step), True
@@ -202,7 +202,8 @@ def _transpose(
     return gradient
 
 
-def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array) -> jax.Array:
+def kernel_gradient_of(entry: ParameterUse, other: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The gradient of one example, of the kernel's shape and type."""
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
@@ -212,7 +213,7 @@ def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array
     return _transpose(entry, operands, entry.position, cotangent)
 
 
-def _step(entry: ParameterUse, size: int) -> int:
+def turn_size(entry: ParameterUse, size: int) -> int:
     """How many examples of `size` to take at a time, without a remainder, to be compiled too.
 
     Not all of them: what is not in a loop is fused with what comes before, and that computed again

@@ -23,7 +23,7 @@ from gradnorm_jax.per_example.engine import (
     warn_of_fallback,
 )
 from gradnorm_jax.per_example.factors import factor_function, plain_products
-from gradnorm_jax.per_example.layers import sizes
+from gradnorm_jax.per_example.layers import kernel_gradient_of, sizes, turn_size
 from gradnorm_jax.per_example.placement import (
     Placement,
     as_varying,
@@ -54,9 +54,10 @@ def squared_gradient_sums(
     estimate of that of the Fisher matrix where y are drawn from the network's own p.
 
     A kernel that multiplies one row for each example has no gradient formed: of inputs X and
-    cotangents G `[B, ...]` its sum is (X * X)^T (G * G). Of the other parameters the gradients of a
-    microbatch are formed, one parameter after another. The other guarantees, and the arguments and
-    errors not told here, are those of `per_example_grad_norms`.
+    cotangents G `[B, ...]` its sum is (X * X)^T (G * G). One that multiplies several has gradients
+    formed for a few examples at a time. Of the other parameters those of a microbatch are formed,
+    one parameter after another. The other guarantees, and the arguments and errors not told here,
+    are those of `per_example_grad_norms`.
 
     >>> sums = squared_gradient_sums(loss_fn, params, images, microbatch_size=32)
     >>> fisher = jax.tree.map(lambda s: s / len(images), sums)
@@ -105,7 +106,9 @@ def _sums(
         loss_fn, params = as_varying(shared)
         loss = trace(loss_fn, params, rows[0], selected)
         warn_of_fallback(loss)
-        entries = {path: e for path, e in plain_products(loss).items() if sizes(e)[0] == 1}
+        entries = plain_products(loss)
+        if not placement.known:  # no turns where the compiler spreads the examples over devices
+            entries = {path: entry for path, entry in entries.items() if sizes(entry)[0] == 1}
         gradient_of = factor_function(loss, entries)
 
         def of_microbatch(rows: Any) -> dict[str, jax.Array]:
@@ -147,18 +150,21 @@ def _add_up(function: Callable[[Any], Any], rows: Any, size: int | None, zeros: 
 
 
 def _sum_of_squares(loss: Loss, path: str, entry: ParameterUse | None, found: Any) -> jax.Array:
-    """Of gradients, or of the factors of those of a product with one row for each example."""
+    """Of gradients, or of their factors."""
     if entry is None:
         return jnp.square(to_float32_at_least(jnp.abs(found))).sum(axis=0)
-    sums = _product_of_squares(entry, *map(jnp.square, to_common_float(*found)))
+    if sizes(entry)[0] == 1:
+        sums = _product_of_squares(entry, *map(jnp.square, to_common_float(*found)))
+    else:
+        sums = _sum_in_turns(entry, found)
     leaf = loss.leaves[path]
     make_kernel = functools.partial(_make_kernel, loss, path, entry)
     (sums,) = jax.linear_transpose(make_kernel, jnp.zeros(leaf.shape, sums.dtype))(sums)
     return sums.astype(_zeros(leaf).dtype)
 
 
-def _zeros(leaf: jax.Array) -> jax.Array:
-    return to_float32_at_least(jnp.abs(jnp.zeros_like(leaf)))
+def _zeros(leaf: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
+    return to_float32_at_least(jnp.abs(jnp.zeros(leaf.shape, leaf.dtype)))
 
 
 def _product_of_squares(entry: ParameterUse, others: jax.Array, cotangents: jax.Array) -> jax.Array:
@@ -176,6 +182,17 @@ def _product_of_squares(entry: ParameterUse, others: jax.Array, cotangents: jax.
     kernel = jnp.zeros(shape_of(entry.variable).shape, others.dtype)
     (gradient,) = jax.linear_transpose(multiply, as_varying(kernel))(cotangents)
     return gradient
+
+
+def _sum_in_turns(entry: ParameterUse, factors: Any) -> jax.Array:
+    """The sum for the kernel, of whose gradients a few are formed at a time."""
+
+    def add(total: jax.Array, factors: Any) -> tuple[jax.Array, None]:
+        gradients = jax.vmap(functools.partial(kernel_gradient_of, entry))(*factors)
+        return total + jnp.square(to_float32_at_least(gradients)).sum(axis=0), None
+
+    zeros = as_varying(_zeros(shape_of(entry.variable)))
+    return lax.scan(add, zeros, microbatches(factors, turn_size(entry, len(factors[0]))))[0]
 
 
 def _make_kernel(loss: Loss, path: str, entry: ParameterUse, leaf: jax.Array) -> jax.Array:
