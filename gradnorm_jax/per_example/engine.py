@@ -43,7 +43,7 @@ def reduced_gradients(
     params: Params,
     batch: Any,
     reduce: jax.tree_util.Partial | None,
-    mask: jax.Array | None = None,
+    mask: jax.Array | None,
     *,
     ord: Orders,
     selected: tuple[str, ...],

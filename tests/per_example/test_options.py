@@ -32,9 +32,13 @@ def network(dtype, batch=5):
     return networks.Network(loss_fn, networks.draw_shapes(shapes, dtype), x)
 
 
-def test_several_orders_are_those_asked_for_one_by_one(x64):
-    one_by_one = [per_example_grad_norms(*network(jnp.float64), ord=order) for order in ORDERS]
-    norms = per_example_grad_norms(*network(jnp.float64), ord=ORDERS)
+@pytest.mark.parametrize(
+    "build", [network, pytest.param(networks.scanned_transformer, marks=pytest.mark.slow)]
+)
+def test_several_orders_are_those_asked_for_one_by_one(build, x64):
+    built = build(jnp.float64)
+    one_by_one = [per_example_grad_norms(*built, ord=order) for order in ORDERS]
+    norms = per_example_grad_norms(*built, ord=ORDERS)
     for path, found in norms.items():
         expected = np.stack([each[path] for each in one_by_one], axis=1)
         np.testing.assert_allclose(found, expected, rtol=1e-12)
