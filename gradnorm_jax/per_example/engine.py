@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradnorm_jax.jaxprs import Program, eval_jaxpr
+from gradnorm_jax.jaxprs import Program, eval_jaxpr, without_constants
 from gradnorm_jax.norms import Orders
 from gradnorm_jax.per_example.analysis import find_entries
 from gradnorm_jax.per_example.measuring import norm_function
@@ -90,8 +90,8 @@ def trace(
     loss_fn: jax.tree_util.Partial, params: Params, batch: Any, selected: tuple[str, ...]
 ) -> Loss:
     """The loss of one of the batch's examples."""
-    leaves, constants = leaves_by_name(params), jax.tree.leaves(loss_fn)
-    program = trace_loss(loss_fn, params, _first(batch))
+    program, closed_over = without_constants(trace_loss(loss_fn, params, _first(batch)))
+    leaves, constants = leaves_by_name(params), [*closed_over, *jax.tree.leaves(loss_fn)]
     origins = [
         *[frozenset[str]() for _ in constants],
         *[frozenset({path}.intersection(selected)) for path in leaves],

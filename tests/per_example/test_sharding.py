@@ -147,17 +147,21 @@ def test_opaque_functions_split_by_an_enclosing_jit():
 
 @pytest.mark.filterwarnings("ignore::gradnorm_jax.per_example.FallbackWarning")
 def test_batches_of_batches():
-    """Examples that are done one after another, for several batches, of a kernel made of more."""
+    """Examples that are done one after another, for several batches, of kernels made of more."""
 
-    def scaled_loss(scale, params, batch):
+    def scaled_loss(scale, bound, params, batch):
         x = opaque(batch["image"], params["conv"])
-        scaled = params | {"point": scale * params["point"]}
-        return loss_fn(scaled, batch) + (x**2).sum(axis=(1, 2, 3))
+        scaled = {"point": scale * params["point"], "head": bound * params["head"]}
+        return loss_fn(params | scaled, batch) + (x**2).sum(axis=(1, 2, 3))
+
+    def norms(scale, batch):
+        loss = jax.tree_util.Partial(lambda *rest: scaled_loss(scale, *rest), scale)
+        return per_example_grad_norms(loss, params, batch)
 
     _, params, batch = network(2)
-    loss = jax.tree_util.Partial(scaled_loss, jnp.float32(2))
-    norms = jax.jit(jax.vmap(lambda batch: per_example_grad_norms(loss, params, batch)))
-    found = norms(jax.tree.map(lambda x: jnp.stack([x, -x]), batch))
+    scale, batches = jnp.float32(2), jax.tree.map(lambda x: jnp.stack([x, -x]), batch)
+    found = jax.jit(jax.vmap(norms, (None, 0)))(scale, batches)
+    loss = jax.tree_util.Partial(scaled_loss, scale, scale)
     expected = reference.norms(reference.gradients(networks.Network(loss, params, batch)), 1)
     for path, value in expected.items():
         np.testing.assert_allclose(found[path][0], value, rtol=TOLERANCE, err_msg=path)
