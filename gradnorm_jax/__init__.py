@@ -37,9 +37,11 @@ if TYPE_CHECKING:
     from gradnorm_jax.per_example import (
         Tap,
         edited,
+        gradient_gram,
         per_example_grad_norms,
         per_example_grads,
         per_example_reduce,
+        squared_gradient_sums,
         taps,
     )
     from gradnorm_jax.reporting import report
@@ -105,6 +107,7 @@ _LAZY = {
     "from_apply": "adapters.apply",
     "from_linen": "adapters.linen",
     "from_nnx": "adapters.nnx",
+    "gradient_gram": "per_example",
     "gradnorm": "scores",
     "gradnorm_by_autodiff": "scores",
     "gradnorm_of_parameters": "scores",
@@ -124,6 +127,7 @@ _LAZY = {
     "save_detector": "calibration.detector_file",
     "smoothed_prediction": "scores",
     "softmax_minus_uniform": "losses",
+    "squared_gradient_sums": "per_example",
     "taps": "per_example",
     "tied_gaussians": "statistics",
     "tune": "tuning",
@@ -179,6 +183,7 @@ __all__ = [
     "from_apply",
     "from_linen",
     "from_nnx",
+    "gradient_gram",
     "gradnorm",
     "gradnorm_by_autodiff",
     "gradnorm_of_parameters",
@@ -202,6 +207,7 @@ __all__ = [
     "scores",
     "smoothed_prediction",
     "softmax_minus_uniform",
+    "squared_gradient_sums",
     "statistics",
     "taps",
     "tied_gaussians",

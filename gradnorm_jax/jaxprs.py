@@ -136,6 +136,13 @@ def body(program: Program) -> core.Jaxpr:
     return cast(core.Jaxpr, getattr(program, "jaxpr", program))
 
 
+def without_constants(program: Program) -> tuple[Program, list[Any]]:
+    """The program with its constants as further inputs, before the others; and these constants."""
+    jaxpr = body(program)
+    inputs = [*jaxpr.constvars, *jaxpr.invars]
+    return core.ClosedJaxpr(jaxpr.replace(constvars=[], invars=inputs), []), list(program.consts)
+
+
 def shape_of(variable: Any) -> jax.ShapeDtypeStruct:
     """Shape and type of a variable of a program."""
     return jax.ShapeDtypeStruct(variable.aval.shape, variable.aval.dtype)

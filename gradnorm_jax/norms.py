@@ -1,15 +1,19 @@
 """Entrywise norms of arrays `[B, ...]`, the one norm of the whole library."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gradnorm_jax.numerics import check_order, to_float32_at_least
+from gradnorm_jax.numerics import check_orders, to_float32_at_least
+
+Orders = float | Sequence[float]
+"""The order of a norm, or several orders."""
 
 
-def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
+def entrywise_norm(x: jax.Array, *, ord: Orders = 1) -> jax.Array:
     r"""Entrywise norm of each example of a batch, over all axes but the first.
 
     .. math:: \|x\|_q = \Big(\sum_i |x_i|^q\Big)^{1/q}, \quad \|x\|_\infty = \max_i |x_i|
@@ -21,15 +25,17 @@ def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
 
     Args:
         x: `[B, ...]`, real.
-        ord: q, at least 0.5, or `math.inf`. Below 1 it is a quasi-norm.
+        ord: q, at least 0.5, or `math.inf`. Below 1 it is a quasi-norm. Or several, `(1, 2)`.
 
     Returns:
-        `[B]`, >= 0, in float32 or in the type of `x` if that is wider.
+        `[B]`, of several orders `[B, K]`, >= 0, in float32 or in the type of `x` if that is wider.
 
     Raises:
-        ValueError: the order is below 0.5 or not a number.
+        ValueError: an order is below 0.5 or not a number, or there are none.
     """
-    check_order(ord)
+    check_orders(ord)
+    if isinstance(ord, Sequence):
+        return jnp.stack([entrywise_norm(x, ord=each) for each in ord], axis=1)
     size = _absolute(to_float32_at_least(x))
     axes = tuple(range(1, size.ndim))
     if ord == 1:
@@ -46,22 +52,36 @@ def entrywise_norm(x: jax.Array, *, ord: float = 1) -> jax.Array:
     return scale.reshape(x.shape[0]) * _power(total, 1 / ord)
 
 
-def combine_norms(norms: Mapping[str, jax.Array], *, ord: float = 1) -> jax.Array:
+def combine_norms(norms: Mapping[str, jax.Array], *, ord: Orders = 1) -> jax.Array:
     """The norm over the concatenation of several arrays, from the norm of each.
 
     Args:
-        norms: norms `[B]` of the parts, all of order `ord`, by name.
-        ord: their order, as in `entrywise_norm`.
+        norms: norms of the parts, all of order `ord`, by name: `[B]`, or `[B, K]` of K orders.
+        ord: their order, or orders, as in `entrywise_norm`.
 
     Returns:
-        `[B]`, the norm of all parts taken as one vector.
+        `[B]`, or `[B, K]`, the norms of all parts taken as one vector.
 
     Raises:
-        ValueError: the order is below 0.5 or not a number, or there are no parts.
+        ValueError: an order is below 0.5 or not a number, there are no parts, or not as many norms
+            of each as orders.
     """
     if not norms:
         raise ValueError("norms is empty; give the norm of at least one part")
-    return entrywise_norm(jnp.stack(list(norms.values()), axis=1), ord=ord)
+    check_orders(ord)
+    parts = jnp.stack(list(norms.values()), axis=1)
+    if parts.shape[2:] != np.shape(ord):
+        got = next(iter(norms.values())).shape
+        raise ValueError(f"norms must be [B], or [B, K] of K orders; got {got} for ord={ord}")
+    return norms_of_norms(parts, ord=ord)
+
+
+def norms_of_norms(norms: jax.Array, *, ord: Orders) -> jax.Array:
+    """`combine_norms` of parts that are stacked: `[B, ...] -> [B]`, or `[B, ..., K] -> [B, K]`."""
+    if not isinstance(ord, Sequence):
+        return entrywise_norm(norms, ord=ord)
+    combined = [entrywise_norm(norms[..., i], ord=each) for i, each in enumerate(ord)]
+    return jnp.stack(combined, axis=1)
 
 
 def _absolute(x: jax.Array) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Sequence
 from typing import Any, overload
 
 import jax
@@ -103,6 +104,17 @@ def check_order(ord: Any) -> None:
     """Raises ValueError unless `ord` is a number >= 0.5 or infinity."""
     if not (is_number(ord) and ord >= 0.5):
         raise ValueError(f"ord must be at least 0.5 or infinity, got {ord!r}")
+
+
+def check_orders(ord: Any) -> None:
+    """Raises ValueError unless `ord` is an order, as of `check_order`, or several of them."""
+    if not isinstance(ord, Sequence) or isinstance(ord, str):
+        check_order(ord)
+        return
+    if not ord:
+        raise ValueError("ord is empty; give at least one order")
+    for each in ord:
+        check_order(each)
 
 
 def is_number(value: Any) -> bool:

@@ -1,7 +1,7 @@
 """Trees of parameters: paths to their leaves, and which leaves a selection names."""
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -72,6 +72,13 @@ def leaves_by_name(params: Params) -> dict[str, Any]:
             f"{listing(tuple(named))}; rename the key with a '/' in it"
         )
     return named
+
+
+def tree_like(params: Params, values: Mapping[str, Any]) -> Any:
+    """A tree like `params` of the values by path, with None for the leaves that have none."""
+    return jax.tree.unflatten(
+        jax.tree.structure(params), [values.get(path) for path in leaves_by_name(params)]
+    )
 
 
 def non_finite(params: Params, *, allow_infinity: bool = False) -> list[str]:

@@ -71,7 +71,22 @@ def test_no_entries_give_zero(order):
     np.testing.assert_array_equal(entrywise_norm(jnp.zeros((2, 0, 3)), ord=order), [0, 0])
 
 
-@pytest.mark.parametrize("order", [0.49, 0, -1, -math.inf, math.nan])
+def test_several_orders_stand_beside_each_other():
+    x = np.random.default_rng(4).normal(size=(3, 8)).astype(np.float32)
+    orders = (1, 2, math.inf)
+    parts = {name: jnp.asarray(x[:, i::2]) for i, name in enumerate("ab")}
+    norms = {name: entrywise_norm(part, ord=orders) for name, part in parts.items()}
+    expected = np.stack([reference(x, order) for order in orders], axis=1)
+    np.testing.assert_allclose(entrywise_norm(jnp.asarray(x), ord=orders), expected, rtol=2e-6)
+    np.testing.assert_allclose(combine_norms(norms, ord=list(orders)), expected, rtol=2e-6)
+    for wrong in (1, (1, 2)):
+        with pytest.raises(ValueError, match=r"\[B, K\] of K orders; got \(3, 3\) for ord="):
+            combine_norms(norms, ord=wrong)
+    with pytest.raises(ValueError, match="ord is empty"):
+        combine_norms(norms, ord=())
+
+
+@pytest.mark.parametrize("order", [0.49, 0, -1, -math.inf, math.nan, "2", (1, 0)])
 def test_orders_out_of_range_are_refused(order):
     with pytest.raises(ValueError, match=r"ord must be at least 0\.5 or infinity, got"):
         entrywise_norm(jnp.ones((2, 3)), ord=order)

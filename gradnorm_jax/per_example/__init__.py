@@ -10,6 +10,9 @@ The loss of one example is traced to a program, in which three things change bef
 
 In the same program, layers are found from where their parameters meet the data (`sites`), and what
 passes through them is read on the way (`passes`): taps (`tapping`). Or it is replaced (`editing`).
+
+Where a gradient is a product it may be left as its factors (`factors`), to be added up over the
+examples when squared (`squares`) or multiplied by those of others (`gram`).
 """
 
 from gradnorm_jax.norms import combine_norms
@@ -21,7 +24,9 @@ from gradnorm_jax.per_example.api import (
 )
 from gradnorm_jax.per_example.editing import Edit, edited
 from gradnorm_jax.per_example.engine import FallbackWarning
+from gradnorm_jax.per_example.gram import gradient_gram
 from gradnorm_jax.per_example.passes import Tap
+from gradnorm_jax.per_example.squares import squared_gradient_sums
 from gradnorm_jax.per_example.tapping import taps
 
 __all__ = [
@@ -31,8 +36,10 @@ __all__ = [
     "Tap",
     "combine_norms",
     "edited",
+    "gradient_gram",
     "per_example_grad_norms",
     "per_example_grads",
     "per_example_reduce",
+    "squared_gradient_sums",
     "taps",
 ]

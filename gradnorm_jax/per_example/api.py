@@ -1,17 +1,18 @@
 """Per-example gradients, their norms, and any reduction of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
-from jax.tree_util import Partial
+from jax.typing import ArrayLike
 
-from gradnorm_jax.numerics import check_order
+from gradnorm_jax.norms import Orders
+from gradnorm_jax.numerics import check_orders
+from gradnorm_jax.per_example.arguments import as_partial, check_batch
 from gradnorm_jax.per_example.engine import reduced_gradients
 from gradnorm_jax.per_example.placement import find_placement
-from gradnorm_jax.tree import Params, Select, selected_paths
+from gradnorm_jax.tree import Params, Select, selected_paths, tree_like
 
 LossFn = Callable[[Params, Any], jax.Array]
 """`(params, batch) -> [B]` losses, for a pytree `batch` of arrays `[B, ...]`."""
@@ -25,11 +26,13 @@ def per_example_grad_norms(
     params: Params,
     batch: Any,
     *,
-    ord: float = 1,
+    ord: Orders = 1,
     select: Select = None,
+    mask: ArrayLike | None = None,
     microbatch_size: int | None = None,
     mesh: Mesh | AbstractMesh | None = None,
-) -> dict[str, jax.Array]:
+    as_tree: bool = False,
+) -> Any:
     r"""The norm of every example's gradient, for every selected parameter.
 
     .. math:: n_b = \|\nabla_\theta L(\theta, x_b)\|_q
@@ -53,22 +56,28 @@ def per_example_grad_norms(
             nor data are best bound by `jax.tree_util.Partial`.
         params: pytree of parameters.
         batch: pytree of arrays `[B, ...]`.
-        ord: q, at least 0.5, or infinity.
+        ord: q, at least 0.5, or infinity; or several, such as `(1, 2, math.inf)`, from gradients
+            that are formed once. Where one order needs them formed, they are formed for all.
         select: which parameters: None for all; a pattern for the path, whose keys are joined by
             '/', or several, where `*` stands for any text and a subtree for all its leaves; or a
             predicate on the path.
+        mask: `[B]` bool, false for padding: whatever such a row of the batch holds, NaN too, its
+            results are zeros. It costs as much as the others, which it does not change.
         microbatch_size: how many examples each device takes at a time, all if None. The last
             microbatch is filled up; what fills it is dropped.
         mesh: devices to split the batch over, B being any number. If None it is the mesh of the
             context (`jax.set_mesh`) or of the arrays; inside `shard_map` each device keeps what it
             has.
+        as_tree: return a tree like `params` in place of a dict by path, with None, which is no
+            leaf, for the parameters that are not selected.
 
     Returns:
-        `{path: [B]}`, >= 0, in float32 or in the parameter's type if that is wider.
+        `{path: [B]}`, of K orders `{path: [B, K]}`, >= 0, in float32 or in the parameter's type if
+        that is wider.
 
     Raises:
-        ValueError: `select` matches nothing, `ord` or `microbatch_size` is out of range, or the
-            leaves of the batch differ in B.
+        ValueError: `select` matches nothing, `ord` or `microbatch_size` is out of range, the leaves
+            of the batch differ in B, or the mask is not `[B]` bool.
         TypeError: `loss_fn` does not return real numbers of shape `[B]`, or a selected parameter
             holds integers.
 
@@ -86,8 +95,19 @@ def per_example_grad_norms(
         Li et al. (2022), "Large Language Models Can Be Strong Differentially Private Learners", for
         the 2-norm from Gram matrices. https://arxiv.org/abs/2110.05679
     """
-    check_order(ord)
-    return _run(loss_fn, params, batch, None, ord, select, microbatch_size, mesh)
+    check_orders(ord)
+    return _run(
+        loss_fn,
+        params,
+        batch,
+        None,
+        ord=tuple(ord) if isinstance(ord, Sequence) else ord,
+        select=select,
+        mask=mask,
+        microbatch_size=microbatch_size,
+        mesh=mesh,
+        as_tree=as_tree,
+    )
 
 
 def per_example_reduce(
@@ -97,9 +117,11 @@ def per_example_reduce(
     *,
     reduce: Reduce,
     select: Select = None,
+    mask: ArrayLike | None = None,
     microbatch_size: int | None = None,
     mesh: Mesh | AbstractMesh | None = None,
-) -> dict[str, Any]:
+    as_tree: bool = False,
+) -> Any:
     """Any reduction of every example's gradient, for every selected parameter.
 
     `reduce` sees the gradients of one parameter for one microbatch, and the compiler frees them
@@ -118,8 +140,10 @@ def per_example_reduce(
         reduce: pure function `(path, gradients [b, *shape]) -> pytree of arrays [b, ...]`, of each
             example by itself. Large arrays that it needs are best bound by `jax.tree_util.Partial`.
         select: which parameters.
+        mask: `[B]` bool, false for padding, whose rows of the results are zeros.
         microbatch_size: the largest b, for each device.
         mesh: devices to split the batch over.
+        as_tree: return a tree like `params` in place of a dict by path.
 
     Returns:
         `{path: pytree of arrays [B, ...]}`.
@@ -129,7 +153,17 @@ def per_example_reduce(
     """
     if not callable(reduce):
         raise TypeError(f"reduce must be a function (path, gradients), got {reduce!r}")
-    return _run(loss_fn, params, batch, reduce, 1, select, microbatch_size, mesh)
+    return _run(
+        loss_fn,
+        params,
+        batch,
+        reduce,
+        select=select,
+        mask=mask,
+        microbatch_size=microbatch_size,
+        mesh=mesh,
+        as_tree=as_tree,
+    )
 
 
 def per_example_grads(
@@ -138,9 +172,11 @@ def per_example_grads(
     batch: Any,
     *,
     select: Select = None,
+    mask: ArrayLike | None = None,
     microbatch_size: int | None = None,
     mesh: Mesh | AbstractMesh | None = None,
-) -> dict[str, jax.Array]:
+    as_tree: bool = False,
+) -> Any:
     """Every example's gradient, for every selected parameter.
 
     All B gradients are returned, so memory must hold them. The guarantees, and the arguments and
@@ -151,13 +187,25 @@ def per_example_grads(
         params: pytree of parameters.
         batch: pytree of arrays `[B, ...]`.
         select: which parameters.
+        mask: `[B]` bool, false for padding, whose gradients are zeros.
         microbatch_size: how many examples each device takes at a time.
         mesh: devices to split the batch over.
+        as_tree: return a tree like `params` in place of a dict by path.
 
     Returns:
         `{path: [B, *shape]}`, in the parameter's type.
     """
-    return _run(loss_fn, params, batch, _keep, 1, select, microbatch_size, mesh)
+    return _run(
+        loss_fn,
+        params,
+        batch,
+        _keep,
+        select=select,
+        mask=mask,
+        microbatch_size=microbatch_size,
+        mesh=mesh,
+        as_tree=as_tree,
+    )
 
 
 def _keep(path: str, gradients: jax.Array) -> jax.Array:
@@ -169,35 +217,23 @@ def _run(
     params: Params,
     batch: Any,
     reduce: Reduce | None,
-    ord: float,
+    *,
+    ord: float | tuple[float, ...] = 1,
     select: Select,
+    mask: ArrayLike | None,
     microbatch_size: int | None,
     mesh: Mesh | AbstractMesh | None,
-) -> dict[str, Any]:
-    _check(batch, microbatch_size)
-    return reduced_gradients(
-        _as_pytree(loss_fn),
+    as_tree: bool,
+) -> Any:
+    found = reduced_gradients(
+        as_partial(loss_fn),
         params,
         batch,
-        None if reduce is None else _as_pytree(reduce),
+        None if reduce is None else as_partial(reduce),
+        check_batch(batch, mask, microbatch_size),
         ord=ord,
         selected=selected_paths(params, select),
         microbatch_size=microbatch_size,
         placement=find_placement(batch, mesh),
     )
-
-
-def _as_pytree(function: Callable[..., Any]) -> Partial:
-    """`function` as a pytree whose leaves are the arrays bound to it."""
-    return function if isinstance(function, Partial) else Partial(function)
-
-
-def _check(batch: Any, microbatch_size: int | None) -> None:
-    sizes = {jnp.shape(leaf)[:1] for leaf in jax.tree.leaves(batch)}
-    if len(sizes) != 1 or sizes & {(), (0,)}:
-        raise ValueError(
-            "all leaves of the batch must have one first axis of at least one example; "
-            f"got first axes {sorted(sizes)}"
-        )
-    if microbatch_size is not None and microbatch_size < 1:
-        raise ValueError(f"microbatch_size must be at least 1, got {microbatch_size}")
+    return tree_like(params, found) if as_tree else found

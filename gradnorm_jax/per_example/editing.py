@@ -7,10 +7,11 @@ from typing import Any
 import jax
 from jax.tree_util import Partial
 
+from gradnorm_jax.per_example.arguments import as_partial
 from gradnorm_jax.per_example.passes import edit_outputs
 from gradnorm_jax.per_example.placement import find_placement, spread
 from gradnorm_jax.per_example.program import trace_function
-from gradnorm_jax.per_example.tapping import as_hashable, as_partial, find_in
+from gradnorm_jax.per_example.tapping import as_hashable, find_in
 from gradnorm_jax.tree import Select
 from gradnorm_jax.types import Model, Outputs, Variables
 

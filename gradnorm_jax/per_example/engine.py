@@ -9,10 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from gradnorm_jax.jaxprs import Program, eval_jaxpr
+from gradnorm_jax.jaxprs import Program, eval_jaxpr, without_constants
+from gradnorm_jax.norms import Orders
 from gradnorm_jax.per_example.analysis import find_entries
 from gradnorm_jax.per_example.measuring import norm_function
-from gradnorm_jax.per_example.placement import Placement, as_varying, pad_batch, spread
+from gradnorm_jax.per_example.placement import (
+    Placement,
+    as_varying,
+    pad_batch,
+    spread,
+    zero_rows,
+)
 from gradnorm_jax.per_example.program import (
     Loss,
     batchable_rule,
@@ -23,7 +30,7 @@ from gradnorm_jax.per_example.program import (
 from gradnorm_jax.tree import Params, leaves_by_name
 
 GradientFunction = Callable[[Any], dict[str, jax.Array]]
-"""`example -> {path: gradient}`; in place of a gradient there may be its norm, a scalar."""
+"""`example -> {path: gradient}`; in place of a gradient there may be its norm, or its factors."""
 
 
 class FallbackWarning(UserWarning):
@@ -36,32 +43,36 @@ def reduced_gradients(
     params: Params,
     batch: Any,
     reduce: jax.tree_util.Partial | None,
+    mask: jax.Array | None,
     *,
-    ord: float,
+    ord: Orders,
     selected: tuple[str, ...],
     microbatch_size: int | None,
     placement: Placement,
 ) -> dict[str, Any]:
     """By path `reduce(path, gradients)`, or the norms of order `ord` where `reduce` is None."""
 
-    def share_fn(shared: Any, batch: Any) -> dict[str, Any]:
+    def share_fn(shared: Any, rows: Any) -> dict[str, Any]:
         loss_fn, params, reduce = as_varying(shared)
-        loss = _trace(loss_fn, params, batch, selected)
-        _warn_of_fallback(loss)
+        batch, mask = rows
+        loss = trace(loss_fn, params, batch, selected)
+        warn_of_fallback(loss)
         if reduce is None:
             of_example = norm_function(loss, ord=ord, in_turn=placement.known)
         else:
             of_example = _gradient_function(loss)
 
-        def of_microbatch(batch: Any) -> dict[str, Any]:
-            found = _map_examples(of_example, batch, placement)
-            if reduce is None:
-                return found
-            return {path: _reduced(reduce, path, each) for path, each in found.items()}
+        def of_microbatch(rows: Any) -> dict[str, Any]:
+            batch, mask = rows
+            found = map_examples(of_example, batch, placement)
+            if reduce is not None:
+                found = {path: _reduced(reduce, path, each) for path, each in found.items()}
+            return zero_rows(found, mask)
 
-        return _by_microbatches(of_microbatch, batch, microbatch_size)
+        # Zeros from the start, for what padding holds is not to be seen in derivatives either.
+        return by_microbatches(of_microbatch, (zero_rows(batch, mask), mask), microbatch_size)
 
-    return spread(share_fn, placement)((loss_fn, params, reduce), batch)
+    return spread(share_fn, placement)((loss_fn, params, reduce), (batch, mask))
 
 
 def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.Array) -> Any:
@@ -75,11 +86,12 @@ def _reduced(reduce: Callable[[str, jax.Array], Any], path: str, gradients: jax.
     return results
 
 
-def _trace(
+def trace(
     loss_fn: jax.tree_util.Partial, params: Params, batch: Any, selected: tuple[str, ...]
 ) -> Loss:
-    leaves, constants = leaves_by_name(params), jax.tree.leaves(loss_fn)
-    program = trace_loss(loss_fn, params, _first(batch))
+    """The loss of one of the batch's examples."""
+    program, closed_over = without_constants(trace_loss(loss_fn, params, _first(batch)))
+    leaves, constants = leaves_by_name(params), [*closed_over, *jax.tree.leaves(loss_fn)]
     origins = [
         *[frozenset[str]() for _ in constants],
         *[frozenset({path}.intersection(selected)) for path in leaves],
@@ -88,7 +100,8 @@ def _trace(
     return Loss(program, constants, leaves, selected, origins)
 
 
-def _warn_of_fallback(loss: Loss) -> None:
+def warn_of_fallback(loss: Loss) -> None:
+    """Names the selected parameters that are differentiated as `vmap(grad)` would."""
     without_rule = find_entries(loss.program, loss.origins).without_rule
     paths = [path for path in loss.selected if path in without_rule]
     if paths:
@@ -109,9 +122,7 @@ def _gradient_function(loss: Loss) -> GradientFunction:
     return functools.partial(jax.grad(value), {path: loss.leaves[path] for path in loss.selected})
 
 
-def _map_examples(
-    gradient_of: GradientFunction, batch: Any, placement: Placement
-) -> dict[str, jax.Array]:
+def map_examples(gradient_of: GradientFunction, batch: Any, placement: Placement) -> dict[str, Any]:
     """The gradients of all examples at once, if a compiler that splits them will do so rightly."""
     program, shapes = jax.make_jaxpr(gradient_of, return_shape=True)(_first(batch))
 
@@ -133,17 +144,21 @@ def _groups(program: Program) -> Counter[tuple[int, int]]:
     )
 
 
-def _by_microbatches(
+def by_microbatches(
     function: Callable[[Any], dict[str, Any]], batch: Any, size: int | None
 ) -> dict[str, Any]:
     """`function(batch)`, `size` examples at a time, the last microbatch filled up."""
     examples = len(jax.tree.leaves(batch)[0])
     if size is None or size >= examples:
         return function(batch)
-    padded = pad_batch(batch, size)
-    split = jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), padded)
-    results = jax.lax.map(function, split)
+    results = jax.lax.map(function, microbatches(batch, size))
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:examples], results)
+
+
+def microbatches(batch: Any, size: int) -> Any:
+    """The batch as arrays `[*, size, ...]`, filled up with its last example."""
+    padded = pad_batch(batch, size)
+    return jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), padded)
 
 
 def _first(batch: Any) -> Any:

@@ -14,20 +14,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
 from gradnorm_jax import convolution
 from gradnorm_jax.jaxprs import shape_of
-from gradnorm_jax.norms import entrywise_norm
+from gradnorm_jax.norms import Orders, entrywise_norm
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
 from gradnorm_jax.per_example.placement import as_varying
 from gradnorm_jax.per_example.turns import in_turns
 
-Norm = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(other operand, cotangent of the product, parameter) -> norm []` of one example."""
+Sources = tuple[jax.Array, ...]
+"""What a kernel is made of, the parameter the first."""
+
+Norm = Callable[[jax.Array, jax.Array, Sources], jax.Array]
+"""`(other operand, cotangent of the product, sources) -> norm []`, of K orders `[K]`."""
 
 _FEW_BYTES = 2 * 2**20
 """What a processor's cache holds beside everything else."""
@@ -58,45 +62,44 @@ def with_norm_probe(entry: ParameterUse, norm: Norm) -> Callable[..., jax.Array]
         norm: of the kernel's gradient, or of that of the parameter it is made of.
 
     Returns:
-        `(lhs, rhs, parameter, probe) -> result`: the equation's own result, whatever the scalar
-        `probe`. The cotangents of the kernel and of the parameter are left out (zero).
+        `(lhs, rhs, sources, probe) -> result`: the equation's own result, whatever `probe`, which
+        is of the norm's shape. The cotangents of the kernel and of its sources are left out (zero).
     """
     other_at = 1 - entry.position
 
     @jax.custom_vjp
-    def product(
-        lhs: jax.Array, rhs: jax.Array, parameter: jax.Array, probe: jax.Array
-    ) -> jax.Array:
+    def product(lhs: jax.Array, rhs: jax.Array, sources: Sources, probe: jax.Array) -> jax.Array:
         return multiply(entry, lhs, rhs)
 
-    def forward(*operands: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def forward(*operands: Any) -> tuple[jax.Array, tuple[Any, ...]]:
         # The plain product: by `product`, a second derivative would leave out the kernel's part.
         return multiply(entry, *operands[:2]), operands
 
-    def backward(saved: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, ...]:
-        *operands, parameter, probe = saved
+    def backward(saved: tuple[Any, ...], cotangent: jax.Array) -> tuple[Any, ...]:
+        *operands, sources, probe = saved
         # The norm comes first: then what it needs is not kept until the end of the program.
-        measurement = norm(operands[other_at], cotangent, parameter).astype(probe.dtype)
+        measurement = norm(operands[other_at], cotangent, sources).astype(probe.dtype)
         cotangent, measurement = lax.optimization_barrier((cotangent, measurement))
         of_operands = [jnp.zeros_like(operand) for operand in operands]
         of_operands[other_at] = _transpose(entry, operands, other_at, cotangent)
-        return *of_operands, jnp.zeros_like(parameter), measurement
+        return *of_operands, None, measurement
 
     product.defvjp(forward, backward)
     return product
 
 
-def norm_without_gradient(entry: ParameterUse, *, ord: float) -> Norm | None:
-    """The norm of X^T G from X and G alone, if this is possible and cheaper."""
+def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
+    """The norm of X^T G from X and G alone, if this is possible for all orders and cheaper."""
     params = entry.equation.params
     if params.get("feature_group_count", 1) > 1:
         return None
-    rows, fan_in, fan_out = _sizes(entry)
+    rows, fan_in, fan_out = sizes(entry)
     # The factor of two pays for the scaling, and for what small matrices lose in speed.
-    if not (rows == 1 or (ord == 2 and 2 * rows * (fan_in + fan_out) <= fan_in * fan_out)):
+    few_rows = 2 * rows * (fan_in + fan_out) <= fan_in * fan_out
+    if not (rows == 1 or (few_rows and np.all(np.equal(ord, 2)))):
         return None
 
-    def norm(other: jax.Array, cotangent: jax.Array, parameter: jax.Array) -> jax.Array:
+    def norm(other: jax.Array, cotangent: jax.Array, sources: Sources) -> jax.Array:
         return product_norm(*matrices(entry, other, cotangent), ord=ord)
 
     return norm
@@ -104,43 +107,47 @@ def norm_without_gradient(entry: ParameterUse, *, ord: float) -> Norm | None:
 
 def norm_by_gradient(
     entry: ParameterUse,
-    make_kernel: Callable[[jax.Array], jax.Array],
+    make_kernel: Callable[..., jax.Array],
     *,
-    ord: float,
+    ord: Orders,
     in_turn: bool,
 ) -> Norm:
-    """The norm of the gradient of the parameter that `make_kernel` makes the kernel of.
+    """The norm of the gradient of the parameter that `make_kernel` makes the kernel of, and others.
 
     If `in_turn`, the gradients of a few examples are made at a time, so that they stay in the
     cache: otherwise each step on the way to the norm reads all of them from memory. Taking turns is
     not for examples that a compiler spreads over devices.
     """
 
-    def norm_by(parameter: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        _, pull_back = jax.vjp(make_kernel, parameter)
+    def norm_by(
+        parameter: jax.Array, *others: jax.Array
+    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        _, pull_back = jax.vjp(lambda parameter: make_kernel(parameter, *others), parameter)
 
         def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
-            (gradient,) = pull_back(_kernel_gradient(entry, other, cotangent))
+            (gradient,) = pull_back(kernel_gradient_of(entry, other, cotangent))
             return entrywise_norm(gradient[None], ord=ord)[0]
 
         return norm
 
     @custom_vmap
-    def norm(other: jax.Array, cotangent: jax.Array, parameter: jax.Array) -> jax.Array:
-        return norm_by(parameter)(other, cotangent)
+    def norm(other: jax.Array, cotangent: jax.Array, sources: Sources) -> jax.Array:
+        return norm_by(*sources)(other, cotangent)
 
+    # A rule may be used when its surroundings are no longer traced: all arrays are its operands.
     @norm.def_vmap
-    def norms(size: int, batched: list[bool], *operands: jax.Array) -> tuple[jax.Array, bool]:
+    def norms(size: int, batched: list[Any], *operands: Any) -> tuple[jax.Array, bool]:
+        *pair, sources = operands
+        if any(batched[2]):
+            axes = jax.tree.map(lambda has_examples: 0 if has_examples else None, tuple(batched))
+            return jax.vmap(lambda x, g, s: norm_by(*s)(x, g), axes)(*operands), True
         examples = [
             operand if has_examples else jnp.broadcast_to(operand, (size, *operand.shape))
-            for operand, has_examples in zip(operands[: 2 + batched[2]], batched, strict=False)
+            for operand, has_examples in zip(pair, batched, strict=False)
         ]
-        if batched[2]:
-            by_example = jax.vmap(lambda other, cotangent, p: norm_by(p)(other, cotangent))
-            return by_example(*examples), True
         # Made again now, the kernel's intermediate values need not be kept from the forward pass.
-        norm = norm_by(after(operands[2], examples[1]))
-        step = _step(entry, size) if in_turn else size
+        norm = norm_by(after(sources[0], examples[1]), *sources[1:])
+        step = turn_size(entry, size) if in_turn else size
         if step == size:
             return jax.vmap(norm)(*examples), True
         return in_turns(norm, examples, _batch_axes(entry), step), True
@@ -148,8 +155,8 @@ def norm_by_gradient(
     return norm
 
 
-def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:
-    """Entrywise norm `[]` of X^T G for X `[R, K]` and G `[R, O]`; with R = 1 or with `ord` = 2."""
+def product_norm(x: jax.Array, g: jax.Array, *, ord: Orders) -> jax.Array:
+    """Entrywise norm `[]` of X^T G for X `[R, K]` and G `[R, O]`, R = 1 or all of `ord` 2."""
     if len(x) == 1:
         return (entrywise_norm(x, ord=ord) * entrywise_norm(g, ord=ord))[0]
     x, x_scale = _scaled(x)
@@ -161,7 +168,8 @@ def product_norm(x: jax.Array, g: jax.Array, *, ord: float) -> jax.Array:
     gram = _dot(x, x.T) * _dot(g, g.T)
     mixed = _dot(x, common) * _dot(g, summed)
     square = gram.sum() + 2 * mixed.sum() + _dot(common, common) * _dot(summed, summed)
-    return jnp.sqrt(jnp.maximum(square, 0)) * x_scale * g_scale
+    norm = jnp.sqrt(jnp.maximum(square, 0)) * x_scale * g_scale
+    return jnp.broadcast_to(norm, np.shape(ord))
 
 
 def _scaled(x: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -194,7 +202,8 @@ def _transpose(
     return gradient
 
 
-def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array) -> jax.Array:
+def kernel_gradient_of(entry: ParameterUse, other: jax.Array, cotangent: jax.Array) -> jax.Array:
+    """The gradient of one example, of the kernel's shape and type."""
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
@@ -204,7 +213,7 @@ def _kernel_gradient(entry: ParameterUse, other: jax.Array, cotangent: jax.Array
     return _transpose(entry, operands, entry.position, cotangent)
 
 
-def _step(entry: ParameterUse, size: int) -> int:
+def turn_size(entry: ParameterUse, size: int) -> int:
     """How many examples of `size` to take at a time, without a remainder, to be compiled too.
 
     Not all of them: what is not in a loop is fused with what comes before, and that computed again
@@ -224,12 +233,17 @@ def _batch_axes(entry: ParameterUse) -> tuple[int | None, int | None]:
 
 def _examples_at_once(entry: ParameterUse) -> int:
     """Of how many examples the patches and gradients fit into fast memory."""
-    rows, fan_in, fan_out = _sizes(entry)
+    rows, fan_in, fan_out = sizes(entry)
     size = fan_in * (rows + fan_out) * shape_of(entry.variable).dtype.itemsize
-    return max(1, (_FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES) // max(1, size))
+    return max(1, fast_memory() // max(1, size))
 
 
-def _sizes(entry: ParameterUse) -> tuple[int, int, int]:
+def fast_memory() -> int:
+    """How many bytes are fast to write and to read again."""
+    return _FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES
+
+
+def sizes(entry: ParameterUse) -> tuple[int, int, int]:
     """R, K and O."""
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
@@ -244,13 +258,13 @@ def _sizes(entry: ParameterUse) -> tuple[int, int, int]:
 def matrices(
     entry: ParameterUse, other: jax.Array, cotangent: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """X `[R, K]` and G `[R, O]` of a product, for convolutions without groups."""
+    """X `[R, K]` and G `[R, O]` of a product without groups."""
     params = entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
         return convolution.as_matrices(other, shape_of(entry.variable), cotangent, params)
     contracting = params["dimension_numbers"][0][1 - entry.position]
     free = [axis for axis in range(other.ndim) if axis not in contracting]
-    rows, fan_in, _ = _sizes(entry)
+    rows, fan_in, _ = sizes(entry)
     x = other.transpose(*free, *contracting).reshape(rows, fan_in)
     g = cotangent.reshape(-1, rows).T if entry.position == 0 else cotangent.reshape(rows, -1)
     return x, g

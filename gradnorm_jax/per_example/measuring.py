@@ -5,8 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from gradnorm_jax.norms import entrywise_norm
+from gradnorm_jax.norms import Orders, entrywise_norm, norms_of_norms
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example.layers import (
     Norm,
@@ -20,21 +21,21 @@ from gradnorm_jax.per_example.program import Loss
 
 
 def norm_function(
-    loss: Loss, *, ord: float, in_turn: bool
+    loss: Loss, *, ord: Orders, in_turn: bool
 ) -> Callable[[Any], dict[str, jax.Array]]:
-    """`example -> {path: norm []}` of the gradients with respect to the selected parameters.
+    """`example -> {path: norm []}`, of K orders `[K]`, of the gradients of the selected parameters.
 
     Args:
         loss: of one example.
-        ord: order of the norms.
+        ord: of the norms.
         in_turn: whether a few examples may be taken at a time, one after another: not if a compiler
             spreads them over devices.
     """
-    places = find_places(loss.program, loss.origins, [*loss.constants, *loss.leaves.values()])
+    places = find_places(loss.program, loss.origins)
     shapes = places.shapes()
     unmeasured = {path: loss.leaves[path] for path in loss.selected if path not in shapes}
     probes = {
-        path: to_float32_at_least(jnp.zeros(shape, loss.leaves[path].dtype))
+        path: to_float32_at_least(jnp.zeros((*shape, *np.shape(ord)), loss.leaves[path].dtype))
         for path, shape in shapes.items()
     }
     norms_by_what_is_done: dict[str, Norm] = {}
@@ -47,8 +48,8 @@ def norm_function(
             jax.jit(norm_by_gradient(place.entry, place.make_kernel, ord=ord, in_turn=in_turn)),
         )
 
-    def measure(place: Place, probe: Any, parameter: Any, *operands: jax.Array) -> jax.Array:
-        return with_norm_probe(place.entry, norm_of(place))(*operands, parameter, probe)
+    def measure(place: Place, probe: Any, sources: Any, *operands: jax.Array) -> jax.Array:
+        return with_norm_probe(place.entry, norm_of(place))(*operands, sources, probe)
 
     def value(variables: tuple[Any, Any], example: Any) -> jax.Array:
         leaves, probes = variables
@@ -57,12 +58,10 @@ def norm_function(
 
     def norms(example: Any) -> dict[str, jax.Array]:
         gradients, measured = jax.grad(value)((unmeasured, as_varying(probes)), example)
-        # Of loops, there is a norm for each turn.
-        found = measured | {
-            path: entrywise_norm(array[None], ord=ord)[0]
-            for path, array in (gradients | measured).items()
-            if path in gradients or array.ndim
-        }
+        found = {path: entrywise_norm(each[None], ord=ord)[0] for path, each in gradients.items()}
+        for path, each in measured.items():
+            # Of loops, there are norms of each turn.
+            found[path] = norms_of_norms(each[None], ord=ord)[0] if shapes[path] else each
         return {path: found[path] for path in loss.selected}
 
     return norms

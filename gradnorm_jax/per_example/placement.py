@@ -48,14 +48,15 @@ def spread(function: Callable[[Any, Any], Any], placement: Placement) -> Callabl
     if mesh is None:
         return function
 
+    def split(x: jax.Array) -> jax.Array:
+        if len(x) % mesh.size:
+            x = pad_batch(_reshard(x, mesh, PartitionSpec()), mesh.size)
+        return _reshard(x, mesh, PartitionSpec(mesh.axis_names))
+
     def spread_function(shared: Any, batch: Any) -> Any:
         size = len(jax.tree.leaves(batch)[0])
         shared = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec()), shared)
-        if size % mesh.size:
-            batch = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec()), batch)
-            batch = pad_batch(batch, mesh.size)
-        batch = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec(mesh.axis_names)), batch)
-        results = map_batch(function, cast(Mesh, mesh))(shared, batch)
+        results = map_batch(function, cast(Mesh, mesh))(shared, jax.tree.map(split, batch))
         if size % mesh.size:
             results = jax.tree.map(lambda x: _reshard(x, mesh, PartitionSpec())[:size], results)
         return results
@@ -65,8 +66,25 @@ def spread(function: Callable[[Any, Any], Any], placement: Placement) -> Callabl
 
 def pad_batch(batch: Any, multiple: int) -> Any:
     """The batch with its last example repeated until its size is a multiple of `multiple`."""
-    missing = -len(jax.tree.leaves(batch)[0]) % multiple
-    return jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]), batch)
+
+    def pad(x: jax.Array) -> jax.Array:
+        return jnp.concatenate([x, jnp.repeat(x[-1:], -len(x) % multiple, axis=0)])
+
+    return jax.tree.map(pad, batch)
+
+
+def zero_rows(batch: Any, mask: jax.Array | None) -> Any:
+    """The batch with zeros in the rows that are false in `mask`, if there is one."""
+    if mask is None:
+        return batch
+
+    def keep(x: jax.Array) -> jax.Array:
+        if jnp.issubdtype(x.dtype, jax.dtypes.extended):  # PRNG keys: there is no zero
+            return x
+        rows = jnp.expand_dims(mask, tuple(range(1, x.ndim)))
+        return jnp.where(rows, x, jnp.zeros_like(x))
+
+    return jax.tree.map(keep, batch)
 
 
 def as_varying(tree: Any) -> Any:

@@ -38,16 +38,16 @@ class Place(NamedTuple):
     Attributes:
         path: of the parameter.
         entry: the product.
-        source: the parameter, an input of the program that the product is in.
-        make_kernel: `parameter -> kernel`.
+        sources: inputs of the program that the kernel is made of, the parameter the first.
+        make_kernel: `(*sources) -> kernel`.
         is_parameter: whether the kernel holds the parameter's entries, in whatever order.
         what_is_done: equal for places at which the same is done to other numbers.
     """
 
     path: str
     entry: ParameterUse
-    source: core.Var
-    make_kernel: Callable[[jax.Array], jax.Array]
+    sources: tuple[core.Var, ...]
+    make_kernel: Callable[..., jax.Array]
     is_parameter: bool
     what_is_done: str
 
@@ -81,16 +81,11 @@ class Places(NamedTuple):
         return {path: (*turns, *shape) for path, shape in found.items()}
 
 
-Measure = Callable[[Place, Any, jax.Array, jax.Array, jax.Array], jax.Array]
-"""`(place, probe, parameter, lhs, rhs) -> result of the product`."""
+Measure = Callable[[Place, Any, tuple[jax.Array, ...], jax.Array, jax.Array], jax.Array]
+"""`(place, probe, sources, lhs, rhs) -> result of the product`."""
 
 
-def find_places(
-    program: Program,
-    inputs: Sequence[Origins],
-    values: Sequence[Any] = (),
-    turns: int | None = None,
-) -> Places:
+def find_places(program: Program, inputs: Sequence[Origins], turns: int | None = None) -> Places:
     """The places of a program.
 
     A parameter has its place inside a loop if each turn takes a row of it, and inside a recomputed
@@ -99,22 +94,22 @@ def find_places(
     Args:
         program: without calls.
         inputs: what each of its inputs is.
-        values: of the first of its inputs, where they are known.
         turns: how often it runs, if it is a loop's body.
     """
     jaxpr = body(program)
     origins = find_origins(program, inputs)
-    sources = {path: variable for variable in jaxpr.invars for path in origins[variable] or ()}
-    known = dict(zip(jaxpr.invars, values, strict=False))
+    parameters = {path: variable for variable in jaxpr.invars for path in origins[variable] or ()}
     here = {}
     sole = find_entries(program, inputs).sole
     for path, entry in sole.items():
-        source, kernel = sources[path], entry.variable
-        if is_product(entry) and inputs_of(program, kernel) <= {source, *known}:
-            make_kernel = functools.partial(_make_kernel, program, known, source, kernel)
-            is_parameter = keeps_entries(program, kernel)
-            done = _what_is_done(program, entry, source) or path
-            place = Place(path, entry, source, make_kernel, is_parameter, done)
+        if is_product(entry):
+            parameter, inputs_of_kernel = parameters[path], inputs_of(program, entry.variable)
+            others = [v for v in jaxpr.invars if v in inputs_of_kernel and v is not parameter]
+            sources = (parameter, *others)
+            make_kernel = functools.partial(_make_kernel, program, sources, entry.variable)
+            is_parameter = keeps_entries(program, entry.variable)
+            done = _what_is_done(program, entry, parameter) or path
+            place = Place(path, entry, sources, make_kernel, is_parameter, done)
             here[place.result] = place
     inner = {}
     for equation in jaxpr.eqns:
@@ -137,7 +132,8 @@ def run_places(
         result = equation.outvars[0] if equation.outvars else None
         if result in places.here:
             place = places.here[result]
-            return functools.partial(measure, place, probes[place.path], known[place.source])
+            sources = tuple(known[variable] for variable in place.sources)
+            return functools.partial(measure, place, probes[place.path], sources)
         if result in places.inner:
             return functools.partial(run_inner, equation, places.inner[result])
         return batchable_rule(equation)
@@ -156,13 +152,9 @@ def run_places(
 
 
 def _make_kernel(
-    program: Program,
-    values: Mapping[core.Var, Any],
-    source: core.Var,
-    kernel: core.Var,
-    parameter: jax.Array,
+    program: Program, sources: Sequence[core.Var], kernel: core.Var, *arrays: jax.Array
 ) -> jax.Array:
-    values = {**values, source: parameter}
+    values = dict(zip(sources, arrays, strict=True))
     operands = [values.get(variable) for variable in body(program).invars]
     (result,) = eval_jaxpr(program, batchable_rule, *operands, results=[kernel])
     return result

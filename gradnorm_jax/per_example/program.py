@@ -31,7 +31,7 @@ class Loss(NamedTuple):
 
     Attributes:
         program: takes `constants`, then the leaves of the parameters, then those of an example.
-        constants: arrays bound to the loss function.
+        constants: arrays that the loss function closes over, and that are bound to it.
         leaves: of the parameters, by path.
         selected: paths of the parameters to differentiate with respect to.
         origins: what each operand of the program is.

@@ -12,6 +12,7 @@ from jax.tree_util import Partial
 from gradnorm_jax.jaxprs import Program
 from gradnorm_jax.losses import kl_to_uniform
 from gradnorm_jax.per_example.analysis import Origins
+from gradnorm_jax.per_example.arguments import as_partial
 from gradnorm_jax.per_example.passes import Tap, What, both_ways, forward
 from gradnorm_jax.per_example.placement import Placement, as_varying, find_placement, spread
 from gradnorm_jax.per_example.program import trace_loss
@@ -114,11 +115,6 @@ def as_hashable(select: Select) -> Select:
 
 def _as_tuple(select: Any) -> tuple[str, ...]:
     return (select,) if isinstance(select, str) else tuple(select)
-
-
-def as_partial(function: Callable[..., Any]) -> Partial:
-    """A function as a pytree whose leaves are the arrays bound to it."""
-    return function if isinstance(function, Partial) else Partial(function)
 
 
 def _kl(outputs: Outputs) -> jax.Array:

@@ -14,10 +14,10 @@ def in_turns(
     axes: Sequence[int | None],
     step: int,
 ) -> jax.Array:
-    """`function` of every example, `[B]`, in a loop over parts of the batch.
+    """`function` of every example, `[B, ...]`, in a loop over parts of the batch.
 
     Args:
-        function: `(*arrays of one example) -> []`.
+        function: `(*arrays of one example) -> array`.
         arrays: `[B, ...]`.
         axes: of each, that which a convolution takes as its batch; None if it has none. The
             examples are joined there, as the convolution itself joins them: otherwise the compiler
@@ -34,7 +34,8 @@ def in_turns(
         # One by itself: reductions of batches of one are slow on CPUs, as of jaxlib 0.10.
         return function(*[x[0] for x in parts])[None] if step == 1 else jax.vmap(function)(*parts)
 
-    return lax.map(of_part, jnp.arange(0, size, step)).reshape(size)
+    results = lax.map(of_part, jnp.arange(0, size, step))
+    return results.reshape(size, *results.shape[2:])
 
 
 def _join(x: jax.Array, axis: int | None) -> jax.Array:

@@ -119,27 +119,52 @@ def test_the_trap_is_there():
         check(jax.jit(norms)(params, jax.device_put(batch, batch_sharding(mesh))))
 
 
+@jax.custom_vjp
+def opaque(x, kernel):
+    """A convolution that cannot be rewritten."""
+    return convolve(x, kernel)
+
+
+opaque.defvjp(lambda x, k: (convolve(x, k), (x, k)), lambda r, g: jax.vjp(convolve, *r)[1](g))
+
+
+def opaque_loss(params, batch):
+    x = opaque(batch["image"], params["conv"])
+    return loss_fn({**params, "conv": jnp.zeros_like(params["conv"])}, batch) + (x**2).sum(
+        axis=(1, 2, 3)
+    )
+
+
 def test_opaque_functions_split_by_an_enclosing_jit():
     """A convolution inside a function with its own derivative cannot be rewritten."""
-
-    @jax.custom_vjp
-    def opaque(x, kernel):
-        return convolve(x, kernel)
-
-    opaque.defvjp(lambda x, k: (convolve(x, k), (x, k)), lambda r, g: jax.vjp(convolve, *r)[1](g))
-
-    def opaque_loss(params, batch):
-        x = opaque(batch["image"], params["conv"])
-        return loss_fn({**params, "conv": jnp.zeros_like(params["conv"])}, batch) + (x**2).sum(
-            axis=(1, 2, 3)
-        )
-
     _, params, batch = network()
     expected = reference.norms(reference.gradients(networks.Network(opaque_loss, params, batch)), 1)
     batch = jax.device_put(batch, batch_sharding(batch_mesh()))
     with pytest.warns(UserWarning, match="gradients of conv"):
         norms = jax.jit(lambda p, b: per_example_grad_norms(opaque_loss, p, b))(params, batch)
     np.testing.assert_allclose(norms["conv"], expected["conv"], rtol=TOLERANCE)
+
+
+@pytest.mark.filterwarnings("ignore::gradnorm_jax.per_example.FallbackWarning")
+def test_batches_of_batches():
+    """Examples that are done one after another, for several batches, of kernels made of more."""
+
+    def scaled_loss(scale, bound, params, batch):
+        x = opaque(batch["image"], params["conv"])
+        scaled = {"point": scale * params["point"], "head": bound * params["head"]}
+        return loss_fn(params | scaled, batch) + (x**2).sum(axis=(1, 2, 3))
+
+    def norms(scale, batch):
+        loss = jax.tree_util.Partial(lambda *rest: scaled_loss(scale, *rest), scale)
+        return per_example_grad_norms(loss, params, batch)
+
+    _, params, batch = network(2)
+    scale, batches = jnp.float32(2), jax.tree.map(lambda x: jnp.stack([x, -x]), batch)
+    found = jax.jit(jax.vmap(norms, (None, 0)))(scale, batches)
+    loss = jax.tree_util.Partial(scaled_loss, scale, scale)
+    expected = reference.norms(reference.gradients(networks.Network(loss, params, batch)), 1)
+    for path, value in expected.items():
+        np.testing.assert_allclose(found[path][0], value, rtol=TOLERANCE, err_msg=path)
 
 
 @pytest.mark.parametrize("check_vma", [True, False])
