@@ -54,9 +54,9 @@ def gram_rows(
     .. math:: g_{l, p, k} = \Big(\sum_j \sum_i F_{l, k, i}^p F_{l, j, i}^p\Big)^{1/p}, \quad p = 1
         .. P
 
-    with F_l `[channels, positions]`, and x^{1/p} being sign(x) |x|^{1/p}. A row's sum is that of
-    F_k^p times the sum of all channels, so that no Gram matrix is ever formed. Costs a forward pass
-    up to the last of the layers.
+    with F_l `[channels, positions]`, a root of what is below zero being that of its absolute value
+    with its sign. A row's sum is that of F_k^p times the sum of all channels, so that no Gram
+    matrix is ever formed. Costs a forward pass up to the last of the layers.
 
     Args:
         model: the network, whose activations have their channels last.
