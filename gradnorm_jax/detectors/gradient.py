@@ -6,7 +6,7 @@ from typing import Any
 import jax
 
 from gradnorm_jax import scores
-from gradnorm_jax.detectors.detector import Batch, Detector
+from gradnorm_jax.detectors.detector import Batch, Detector, images_of
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.numerics import check_order, check_temperature
 from gradnorm_jax.types import Model
@@ -100,13 +100,13 @@ def _closed_form(
 def _by_autodiff(
     state: None, model: Model, batch: Batch, *, include_bias: bool, **options: Any
 ) -> jax.Array:
-    assert batch.images is not None
-    return scores.gradnorm_by_autodiff(model, batch.images, include_bias=include_bias, **options)
+    return scores.gradnorm_by_autodiff(
+        model, images_of(batch), include_bias=include_bias, **options
+    )
 
 
 def _of_parameters(
     state: None, model: Model, batch: Batch, *, select: str | tuple[str, ...], **options: Any
 ) -> jax.Array:
-    assert batch.images is not None
     selected = None if select == "all" else select
-    return scores.gradnorm_of_parameters(model, batch.images, select=selected, **options)
+    return scores.gradnorm_of_parameters(model, images_of(batch), select=selected, **options)

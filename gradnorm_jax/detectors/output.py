@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradnorm_jax import scores
-from gradnorm_jax.detectors.detector import Batch, Detector, Fit
+from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.numerics import (
     check_count,
@@ -182,5 +182,4 @@ def _energy(state: None, model: Model, batch: Batch, *, temperature: float) -> j
 
 
 def _odin(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    assert batch.images is not None
-    return scores.odin(lambda images: model(images).logits, batch.images, **options)
+    return scores.odin(lambda images: model(images).logits, images_of(batch), **options)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from gradnorm_jax import scores
-from gradnorm_jax.detectors.detector import Batch, Detector, Fit
+from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count, check_fraction, check_step, check_temperature
@@ -150,8 +150,7 @@ def _sorted(head: LinearHead, value: Read) -> jax.Array:
 
 
 def _shift(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    assert batch.images is not None
-    return scores.adascale_shift(model, batch.images, **options)[:, None]
+    return scores.adascale_shift(model, images_of(batch), **options)[:, None]
 
 
 def _score(
@@ -162,10 +161,8 @@ def _score(
 
 
 def _pro(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    assert batch.images is not None
-    return scores.pro(lambda images: model(images).logits, batch.images, **options)
+    return scores.pro(lambda images: model(images).logits, images_of(batch), **options)
 
 
 def _approximate_mass(state: None, model: Model, batch: Batch) -> jax.Array:
-    assert batch.images is not None
-    return scores.approximate_mass(lambda images: model(images).logits, batch.images)
+    return scores.approximate_mass(lambda images: model(images).logits, images_of(batch))

@@ -125,6 +125,15 @@ def inputs_of(program: Program, variable: Any) -> set[Any]:
     return found.intersection(body(program).invars)
 
 
+def origins_in_turn(equation: core.JaxprEqn, operands: Sequence[Origins]) -> list[Origins]:
+    """What the operands of a `jax.lax.scan` are inside of it.
+
+    What is carried depends on the example from some turn on, or it would be no layer's input.
+    """
+    fixed, carried = scan_sizes(equation)
+    return [*operands[:fixed], *[None] * carried, *operands[fixed + carried :]]
+
+
 def _without_rule(
     equation: core.JaxprEqn, operands: Sequence[Origins], paths: frozenset[str]
 ) -> frozenset[str]:
@@ -132,11 +141,9 @@ def _without_rule(
         return find_entries(called_program(equation), operands).without_rule
     if equation.primitive.name == "scan":
         # What all turns share has a gradient that adds up over them.
-        fixed, carried = scan_sizes(equation)
-        shared, rows = operands[:fixed], operands[fixed + carried :]
-        inside = [*shared, *[None] * carried, *rows]
-        in_turn = find_entries(equation.params["jaxpr"], inside).without_rule
-        return all_paths(operands[: fixed + carried]) | in_turn
+        shared = all_paths(operands[: sum(scan_sizes(equation))])
+        inside = origins_in_turn(equation, operands)
+        return shared | find_entries(equation.params["jaxpr"], inside).without_rule
     if equation.primitive.name == "cond":
         branches = equation.params["branches"]
         return _NO_PATHS.union(*(find_entries(b, operands[1:]).without_rule for b in branches))

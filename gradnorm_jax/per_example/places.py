@@ -25,6 +25,7 @@ from gradnorm_jax.per_example.analysis import (
     inputs_of,
     keeps_entries,
     origin_of,
+    origins_in_turn,
 )
 from gradnorm_jax.per_example.layers import is_product
 from gradnorm_jax.per_example.program import batchable_rule, inline
@@ -185,18 +186,20 @@ def _inputs_inside(
     sole: Mapping[str, ParameterUse],
 ) -> list[Origins]:
     """What the operands of a loop, or of a recomputed part, are inside of it."""
-    fixed, carried = scan_sizes(equation) if equation.primitive.name == "scan" else (0, 0)
-    paths = {
-        entry.position: path
+    operands = [origin_of(atom, origins) for atom in equation.invars]
+    fixed = 0
+    if equation.primitive.name == "scan":
+        operands = origins_in_turn(equation, operands)
+        fixed, _ = scan_sizes(equation)
+    # What all turns share has a gradient that adds up over them: no turn knows its norm.
+    found = {
+        entry.position: frozenset({path})
         for path, entry in sole.items()
-        if entry.equation is equation and keeps_entries(program, entry.variable)
+        if entry.equation is equation
+        and entry.position >= fixed
+        and keeps_entries(program, entry.variable)
     }
-
-    def inside(position: int, atom: Any) -> Origins:
-        # What is carried depends on the example from some turn on.
-        if fixed <= position < fixed + carried or origin_of(atom, origins) is None:
-            return None
-        # What all turns share has a gradient that adds up over them: no turn knows its norm.
-        return frozenset({paths[position]} if position in paths and position >= fixed else ())
-
-    return [inside(position, atom) for position, atom in enumerate(equation.invars)]
+    return [
+        None if origin is None else found.get(position, frozenset())
+        for position, origin in enumerate(operands)
+    ]

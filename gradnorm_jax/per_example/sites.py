@@ -21,10 +21,14 @@ from gradnorm_jax.jaxprs import (
     inline_calls,
     inner_programs,
     is_call,
-    scan_sizes,
     shape_of,
 )
-from gradnorm_jax.per_example.analysis import Origins, find_origins, origin_of
+from gradnorm_jax.per_example.analysis import (
+    Origins,
+    find_origins,
+    origin_of,
+    origins_in_turn,
+)
 from gradnorm_jax.per_example.graph import Graph
 from gradnorm_jax.tree import matching_prefix
 
@@ -208,11 +212,9 @@ def _chains(
 
 def _in_loop(graph: Graph, number: int, leaves: frozenset[str]) -> Loop:
     equation = graph.equations[number]
-    origins = [origin_of(atom, graph.origins) for atom in equation.invars]
-    fixed, carried = scan_sizes(equation)
-    # What is carried depends on the example from some turn on, or it would be no layer's input.
-    origins[fixed : fixed + carried] = [None] * carried
-    return Loop(equation, find_sites(equation.params["jaxpr"], origins, Wanted(leaves)))
+    operands = [origin_of(atom, graph.origins) for atom in equation.invars]
+    inside = origins_in_turn(equation, operands)
+    return Loop(equation, find_sites(equation.params["jaxpr"], inside, Wanted(leaves)))
 
 
 def _by_part(graph: Graph, patterns: Sequence[str]) -> dict[str, list[str]]:
