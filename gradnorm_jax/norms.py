@@ -36,7 +36,8 @@ def entrywise_norm(x: jax.Array, *, ord: Orders = 1) -> jax.Array:
     check_orders(ord)
     if isinstance(ord, Sequence):
         return jnp.stack([entrywise_norm(x, ord=each) for each in ord], axis=1)
-    size = _absolute(to_float32_at_least(x))
+    x = to_float32_at_least(x)
+    size = jnp.abs(x) if jnp.iscomplexobj(x) else _absolute(x)
     axes = tuple(range(1, size.ndim))
     if ord == 1:
         # In two steps: compilers for CPUs fuse the first with what comes before, and vectorise it.
@@ -84,11 +85,15 @@ def norms_of_norms(norms: jax.Array, *, ord: Orders) -> jax.Array:
     return jnp.stack(combined, axis=1)
 
 
+@jax.custom_jvp
 def _absolute(x: jax.Array) -> jax.Array:
     """Absolute values, with a derivative of zero at zero, where `jnp.abs` has 1."""
-    if jnp.iscomplexobj(x):
-        return jnp.abs(x)
-    return x * jax.lax.stop_gradient(jnp.sign(x))
+    return jnp.abs(x)
+
+
+@_absolute.defjvp
+def _absolute_jvp(x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    return jnp.abs(*x), jnp.sign(*x) * tangent[0]
 
 
 def _power(x: jax.Array, exponent: float) -> jax.Array:

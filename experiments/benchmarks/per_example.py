@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import flax
 import jax
 import jax.numpy as jnp
 import tyro
@@ -34,8 +35,9 @@ class Config:
     """What to measure.
 
     Attributes:
-        model: a network of `gradnorm-jax models`, or "scanned": a transformer of 12 equal blocks in
-            one `nn.scan`, each computed again on the way back.
+        model: a network of `gradnorm-jax models`; "scanned": a transformer of 12 equal blocks in
+            one `nn.scan`, each computed again on the way back; or "googlenet", whose convolutions
+            are nearly all of different shapes.
         image_size: height and width.
         batch_size: number of images.
         ord: order of the norm.
@@ -83,12 +85,89 @@ class Scanned(nn.Module):
         return nn.Dense(self.num_classes)(nn.LayerNorm()(x.mean(axis=1)))
 
 
+class ConvUnit(nn.Module):
+    """Convolution, batch normalisation, ReLU."""
+
+    features: int
+    size: int = 1
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` to `[B, H, W, features]`, or to a half of H and W."""
+        kernel, strides = (self.size, self.size), (self.stride, self.stride)
+        x = nn.Conv(self.features, kernel, strides, use_bias=False)(x)
+        return nn.relu(nn.BatchNorm(use_running_average=True)(x))
+
+
+class Inception(nn.Module):
+    """Four branches side by side, as in GoogLeNet.
+
+    Attributes:
+        branches: features of the 1x1 convolution; of two convolutions, 1x1 and 3x3; of two more;
+            of the 1x1 convolution after pooling.
+    """
+
+    branches: tuple[int, int, int, int, int, int]
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]`, of other C."""
+        one, reduce_3, three, reduce_5, five, pooled = self.branches
+        pool = nn.max_pool(x, (3, 3), (1, 1), "SAME")
+        parts = [
+            ConvUnit(one)(x),
+            ConvUnit(three, 3)(ConvUnit(reduce_3)(x)),
+            ConvUnit(five, 5)(ConvUnit(reduce_5)(x)),
+            ConvUnit(pooled)(pool),
+        ]
+        return jnp.concatenate(parts, axis=-1)
+
+
+class GoogLeNet(nn.Module):
+    """Szegedy et al. (2014), Table 1, with batch normalisation. https://arxiv.org/abs/1409.4842."""
+
+    num_classes: int = 1000
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits `[B, C]`."""
+
+        def halve(x: jax.Array) -> jax.Array:
+            return nn.max_pool(x, (3, 3), (2, 2), "SAME")
+
+        x = halve(ConvUnit(64, 7, 2)(images))
+        x = halve(ConvUnit(192, 3)(ConvUnit(64)(x)))
+        for branches in ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)):
+            x = Inception(branches)(x)
+        x = halve(x)
+        for branches in (
+            (192, 96, 208, 16, 48, 64),
+            (160, 112, 224, 24, 64, 64),
+            (128, 128, 256, 24, 64, 64),
+            (112, 144, 288, 32, 64, 64),
+            (256, 160, 320, 32, 128, 128),
+        ):
+            x = Inception(branches)(x)
+        x = halve(x)
+        for branches in ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)):
+            x = Inception(branches)(x)
+        return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
+
+
+OWN_NETWORKS = {"scanned": Scanned, "googlenet": GoogLeNet}
+
+
 def load(name: str, images: jax.Array) -> tuple[Losses, Any]:
     """The loss `[B]` of a network, and its parameters at random."""
-    if name == "scanned":
-        network = Scanned()
-        params = jax.jit(network.init)(jax.random.key(0), images)["params"]
-        return lambda params, x: kl_to_uniform(network.apply({"params": params}, x)), params
+    if name in OWN_NETWORKS:
+        network = OWN_NETWORKS[name]()
+        variables = jax.jit(network.init)(jax.random.key(0), images)
+        statistics, params = flax.core.pop(variables, "params")
+        return (
+            lambda params, x: kl_to_uniform(network.apply(statistics | {"params": params}, x)),
+            params,
+        )
     model = init_model(name, 1000, jax.random.key(0))
     return lambda params, x: kl_to_uniform(model.apply(params, x).logits), model.params
 

@@ -8,6 +8,7 @@ formed: with a single row it is an outer product, and each of its entrywise norm
 two norms; with few rows its 2-norm follows from two Gram matrices.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 from jax import lax
 from jax.custom_batching import custom_vmap
 
-from gradnorm_jax import convolution
+from gradnorm_jax import convolution, kernel_gradients
 from gradnorm_jax.jaxprs import shape_of
 from gradnorm_jax.norms import Orders, entrywise_norm
 from gradnorm_jax.numerics import to_float32_at_least
@@ -107,28 +108,25 @@ def norm_without_gradient(entry: ParameterUse, *, ord: Orders) -> Norm | None:
 
 def norm_by_gradient(
     entry: ParameterUse,
-    make_kernel: Callable[..., jax.Array],
+    make_kernel: Callable[..., jax.Array] | None,
     *,
     ord: Orders,
     in_turn: bool,
 ) -> Norm:
     """The norm of the gradient of the parameter that `make_kernel` makes the kernel of, and others.
 
+    It is None for a parameter whose entries are the kernel's, in whatever order.
+
     If `in_turn`, the gradients of a few examples are made at a time, so that they stay in the
     cache: otherwise each step on the way to the norm reads all of them from memory. Taking turns is
     not for examples that a compiler spreads over devices.
     """
 
-    def norm_by(
-        parameter: jax.Array, *others: jax.Array
-    ) -> Callable[[jax.Array, jax.Array], jax.Array]:
-        _, pull_back = jax.vjp(lambda parameter: make_kernel(parameter, *others), parameter)
-
-        def norm(other: jax.Array, cotangent: jax.Array) -> jax.Array:
-            (gradient,) = pull_back(kernel_gradient_of(entry, other, cotangent))
-            return entrywise_norm(gradient[None], ord=ord)[0]
-
-        return norm
+    def norm_by(*sources: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
+        gradient_of = _entries_of_gradient(entry)
+        if make_kernel is not None:
+            gradient_of = _pulled_back(entry, make_kernel, *sources)
+        return lambda *pair: entrywise_norm(gradient_of(*pair)[None], ord=ord)[0]
 
     @custom_vmap
     def norm(other: jax.Array, cotangent: jax.Array, sources: Sources) -> jax.Array:
@@ -206,11 +204,35 @@ def kernel_gradient_of(entry: ParameterUse, other: jax.Array, cotangent: jax.Arr
     """The gradient of one example, of the kernel's shape and type."""
     kernel, params = shape_of(entry.variable), entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
-        return convolution.kernel_gradient(other, kernel, cotangent, params, joined=True)
+        return kernel_gradients.kernel_gradient(other, kernel, cotangent, params, joined=True)
     # As much its own on each device as the cotangent, or its gradient would be summed over devices.
     kernel = as_varying(jnp.zeros(kernel.shape, kernel.dtype))
     operands = (kernel, other) if entry.position == 0 else (other, kernel)
     return _transpose(entry, operands, entry.position, cotangent)
+
+
+def _entries_of_gradient(entry: ParameterUse) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`kernel_gradient_of`, but its entries may be in any order."""
+    if entry.equation.primitive.name != "conv_general_dilated":
+        return functools.partial(kernel_gradient_of, entry)
+    kernel, parameters = shape_of(entry.variable), entry.equation.params
+    return lambda x, g: kernel_gradients.kernel_gradient_entries(x, kernel, g, parameters)
+
+
+def _pulled_back(
+    entry: ParameterUse,
+    make_kernel: Callable[..., jax.Array],
+    parameter: jax.Array,
+    *others: jax.Array,
+) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """`kernel_gradient_of`, but of the parameter that the kernel is made of."""
+    _, pull_back = jax.vjp(lambda parameter: make_kernel(parameter, *others), parameter)
+
+    def gradient_of(other: jax.Array, cotangent: jax.Array) -> jax.Array:
+        (gradient,) = pull_back(kernel_gradient_of(entry, other, cotangent))
+        return gradient
+
+    return gradient_of
 
 
 def turn_size(entry: ParameterUse, size: int) -> int:
@@ -232,9 +254,14 @@ def _batch_axes(entry: ParameterUse) -> tuple[int | None, int | None]:
 
 
 def _examples_at_once(entry: ParameterUse) -> int:
-    """Of how many examples the patches and gradients fit into fast memory."""
+    """Of how many examples the factors and gradients fit into fast memory."""
     rows, fan_in, fan_out = sizes(entry)
-    size = fan_in * (rows + fan_out) * shape_of(entry.variable).dtype.itemsize
+    of_factors, params = rows * fan_in, entry.equation.params
+    if params.get("feature_group_count") == 1:
+        shapes = map(shape_of, (*entry.equation.invars, *entry.equation.outvars))
+        factors = functools.partial(kernel_gradients.factors, parameters=params)
+        of_factors = sum(x.size for x in jax.eval_shape(factors, *shapes))
+    size = (of_factors + fan_in * fan_out) * shape_of(entry.variable).dtype.itemsize
     return max(1, fast_memory() // max(1, size))
 
 
@@ -261,7 +288,7 @@ def matrices(
     """X `[R, K]` and G `[R, O]` of a product without groups."""
     params = entry.equation.params
     if entry.equation.primitive.name == "conv_general_dilated":
-        return convolution.as_matrices(other, shape_of(entry.variable), cotangent, params)
+        return kernel_gradients.as_matrices(other, shape_of(entry.variable), cotangent, params)
     contracting = params["dimension_numbers"][0][1 - entry.position]
     free = [axis for axis in range(other.ndim) if axis not in contracting]
     rows, fan_in, _ = sizes(entry)

@@ -42,11 +42,12 @@ def norm_function(
 
     def norm_of(place: Place) -> Norm:
         norm = norm_without_gradient(place.entry, ord=ord) if place.is_parameter else None
+        if norm is not None:
+            return norm
+        make_kernel = None if place.is_parameter else place.make_kernel
+        norm = norm_by_gradient(place.entry, make_kernel, ord=ord, in_turn=in_turn)
         # Equal layers share one function, which is traced once.
-        return norm or norms_by_what_is_done.setdefault(
-            place.what_is_done,
-            jax.jit(norm_by_gradient(place.entry, place.make_kernel, ord=ord, in_turn=in_turn)),
-        )
+        return norms_by_what_is_done.setdefault(place.what_is_done, jax.jit(norm))
 
     def measure(place: Place, probe: Any, sources: Any, *operands: jax.Array) -> jax.Array:
         return with_norm_probe(place.entry, norm_of(place))(*operands, sources, probe)

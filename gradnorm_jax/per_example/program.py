@@ -20,8 +20,10 @@ from gradnorm_jax.jaxprs import (
     inner_programs,
     own_rule,
 )
+from gradnorm_jax.kernel_gradients import kernel_gradient
 from gradnorm_jax.per_example.analysis import Origins
 from gradnorm_jax.tree import Params
+from gradnorm_jax.windows import Parameters
 
 _NAME = "convolution_with_batchable_gradient"
 
@@ -123,7 +125,7 @@ def _rule_for_what_is_left(equation: core.JaxprEqn) -> Rule | None:
     return functools.partial(eval_jaxpr, program, own_rule) if names == [_NAME] else None
 
 
-def _convolve(parameters: convolution.Parameters, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
+def _convolve(parameters: Parameters, lhs: jax.Array, rhs: jax.Array) -> jax.Array:
     """The convolution, its gradient for `rhs` made of products."""
     plain = functools.partial(convolution.convolve, parameters=parameters)
 
@@ -138,7 +140,7 @@ def _convolve(parameters: convolution.Parameters, lhs: jax.Array, rhs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         lhs, rhs = operands
         (of_lhs,) = jax.linear_transpose(lambda lhs: plain(lhs, rhs), lhs)(cotangent)
-        return of_lhs, convolution.kernel_gradient(lhs, rhs, cotangent, parameters)
+        return of_lhs, kernel_gradient(lhs, rhs, cotangent, parameters)
 
     convolve.__name__ = _NAME
     function = jax.custom_vjp(jax.jit(convolve))
