@@ -4,9 +4,17 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jaxlib
 import numpy as np
 import pytest
 from PIL import Image
+
+# Most of the time goes into compiling small programs, for which optimizing is wasted;
+# `XLA_FLAGS= pytest` compiles them as users do.
+COMPILE_FAST = "--xla_backend_optimization_level=0"
+if jaxlib.version.__version_info__ < (0, 11):  # later ones know no other emitters
+    COMPILE_FAST += " --xla_cpu_use_fusion_emitters=false"
+os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -23,6 +31,12 @@ def shared_data():
     if not TEST_DATA.is_dir():
         pytest.skip(f"needs real weights and images in {TEST_DATA} (GRADNORM_JAX_TEST_DATA)")
     return TEST_DATA
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The folder in which processes that tests start share what they compile."""
+    return os.environ.get("JAX_COMPILATION_CACHE_DIR") or tmp_path_factory.mktemp("compiled")
 
 
 @pytest.fixture

@@ -61,8 +61,8 @@ COMMAND = [
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return one_device(tmp_path_factory.mktemp("compiled")) | {"PYTHONPATH": str(ROOT)}
+def environment(compiled):
+    return one_device(compiled) | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="module")

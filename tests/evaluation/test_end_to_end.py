@@ -21,8 +21,8 @@ SETS = {"id_val": 8, "ood_textures": 10, "ood_scenes": 10}
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return one_device(tmp_path_factory.mktemp("compiled"))
+def environment(compiled):
+    return one_device(compiled)
 
 
 @pytest.fixture(scope="module")

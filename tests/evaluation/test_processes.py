@@ -24,8 +24,8 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def environment(tmp_path_factory):
-    return one_device(tmp_path_factory.mktemp("compiled"))
+def environment(compiled):
+    return one_device(compiled)
 
 
 @pytest.fixture(scope="module")

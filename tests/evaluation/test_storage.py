@@ -306,5 +306,5 @@ def test_a_run_in_a_bucket(make_folder, weights, tmp_path, environment):
 
 
 @pytest.fixture
-def environment(google, tmp_path_factory):
-    return one_device(tmp_path_factory.mktemp("compiled"))
+def environment(google, compiled):
+    return one_device(compiled)
