@@ -43,6 +43,7 @@ from gradnorm_jax.detectors.layer_readings import (
     layer_norms,
 )
 from gradnorm_jax.detectors.neighbors import knn, nnguide
+from gradnorm_jax.detectors.network_pass import NetworkPass, network_passes, take_passes
 from gradnorm_jax.detectors.neurons import gsc, nac
 from gradnorm_jax.detectors.output import (
     energy,
@@ -68,6 +69,7 @@ __all__ = [
     "Detector",
     "Fit",
     "Needs",
+    "NetworkPass",
     "Reading",
     "Rectifier",
     "adascale_a",
@@ -115,6 +117,7 @@ __all__ = [
     "nac_layers",
     "nci",
     "neco",
+    "network_passes",
     "nnguide",
     "odin",
     "optfs",
@@ -130,6 +133,7 @@ __all__ = [
     "scale",
     "scod",
     "she",
+    "take_passes",
     "temperature_scaling",
     "vim",
     "vra",

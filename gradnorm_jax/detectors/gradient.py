@@ -7,7 +7,9 @@ import jax
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, images_of
+from gradnorm_jax.detectors.network_pass import NetworkPass
 from gradnorm_jax.detectors.options import builder
+from gradnorm_jax.norms import combine_norms
 from gradnorm_jax.numerics import check_order, check_temperature
 from gradnorm_jax.types import Model
 
@@ -40,7 +42,9 @@ def gradnorm(
     if select is not None:
         if include_bias or autodiff:
             raise ValueError("select chooses the parameters: leave out include_bias and autodiff")
-        return Detector("gradnorm", "network", _of_parameters, options=options | {"select": select})
+        options["select"] = None if select == "all" else select
+        norms = NetworkPass(scores.gradnorm_by_parameter, options)
+        return Detector("gradnorm", "network", _of_parameters, options={"norms": norms, "ord": ord})
     options["include_bias"] = include_bias
     if autodiff:
         return Detector("gradnorm", "network", _by_autodiff, options=options)
@@ -106,7 +110,6 @@ def _by_autodiff(
 
 
 def _of_parameters(
-    state: None, model: Model, batch: Batch, *, select: str | tuple[str, ...], **options: Any
+    state: None, model: Model, batch: Batch, *, norms: NetworkPass, ord: float
 ) -> jax.Array:
-    selected = None if select == "all" else select
-    return scores.gradnorm_of_parameters(model, images_of(batch), select=selected, **options)
+    return combine_norms(norms(model, batch), ord=ord)
