@@ -27,7 +27,7 @@ from gradnorm_jax.detectors.feature import (
     relative_mahalanobis,
     relative_mahalanobis_plus_plus,
 )
-from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
+from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, gradnorm_pass, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
 from gradnorm_jax.detectors.grood import grood
 from gradnorm_jax.detectors.inner import (
@@ -98,6 +98,7 @@ __all__ = [
     "grad_uncertainty",
     "gradient_projection",
     "gradnorm",
+    "gradnorm_pass",
     "gradorth",
     "gradpca",
     "gram",

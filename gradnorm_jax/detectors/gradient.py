@@ -42,13 +42,30 @@ def gradnorm(
     if select is not None:
         if include_bias or autodiff:
             raise ValueError("select chooses the parameters: leave out include_bias and autodiff")
-        options["select"] = None if select == "all" else select
-        norms = NetworkPass(scores.gradnorm_by_parameter, options)
+        norms = gradnorm_pass(select=select, **options)
         return Detector("gradnorm", "network", _of_parameters, options={"norms": norms, "ord": ord})
     options["include_bias"] = include_bias
     if autodiff:
         return Detector("gradnorm", "network", _by_autodiff, options=options)
     return Detector("gradnorm", "outputs", _closed_form, options=options)
+
+
+def gradnorm_pass(
+    *,
+    select: str | Sequence[str] | None = None,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+) -> NetworkPass:
+    """The pass that reads GradNorm of each parameter, `{path: [B]}`; one whatever is selected.
+
+    Args:
+        select: which parameters, by a path pattern or several; "all" or None for all.
+        temperature: T of the softmax.
+        ord: order of the norms.
+    """
+    selected = None if select == "all" else select
+    options = {"select": selected, "temperature": float(temperature), "ord": float(ord)}
+    return NetworkPass(scores.gradnorm_by_parameter, options)
 
 
 @builder

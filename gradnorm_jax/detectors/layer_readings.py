@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, images_of
+from gradnorm_jax.detectors.gradient import gradnorm_pass
 from gradnorm_jax.detectors.network_pass import NetworkPass
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
@@ -31,9 +32,7 @@ def layer_norms(*, select: str | Sequence[str] | None = None, ord: float = 2.0) 
         ValueError: an option is out of range.
     """
     check_order(ord)
-    norms = NetworkPass(
-        scores.gradnorm_by_parameter, {"select": select, "temperature": 1.0, "ord": ord}
-    )
+    norms = gradnorm_pass(select=select, ord=ord)
     return Reading("layer_norms", _layer_norms, options={"norms": norms})
 
 
