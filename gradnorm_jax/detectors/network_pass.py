@@ -1,6 +1,7 @@
 """Passes through the network that several detectors share."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,7 @@ class NetworkPass:
 
     Attributes:
         function: pure `(model, images, **options) -> pytree of arrays [B, ...]`; with an option
-            `select`, `{path: array}` of the parameters that it selects, as of
-            `per_example_grad_norms`.
+            `select`, patterns as of `per_example_grad_norms`, `{path: array}` by parameter.
         options: keyword arguments of `function`, as in `Detector`.
 
     >>> def largest(state, model, batch, *, norms):
@@ -54,7 +54,7 @@ class NetworkPass:
 
     @property
     def whole(self) -> "NetworkPass":
-        """The pass whatever it selects."""
+        """The same pass whatever is selected, by which it is found."""
         options = {name: value for name, value in dict(self.options).items() if name != "select"}
         return dataclasses.replace(self, options=options)
 
@@ -79,11 +79,11 @@ def take_passes(parts: Iterable[Part], model: Model, batch: Batch) -> Batch:
 
 
 def _together(passes: Sequence[NetworkPass]) -> NetworkPass:
-    """The pass of all that passes select that differ in nothing else."""
+    """One pass of all that is selected by several, which differ in nothing else."""
     first, *others = dict.fromkeys(passes)
     if not others:
         return first
-    selects = [dict(each.options)["select"] for each in (first, *others)]
-    listed = [[each] if isinstance(each, str) else each for each in selects if each is not None]
-    union = sum(map(tuple, listed), ()) if len(listed) == len(selects) else None
+    selects: list[Any] = [dict(each.options).get("select") for each in (first, *others)]
+    patterns = [(each,) if isinstance(each, str) else each for each in selects]
+    union = None if None in selects else tuple(itertools.chain(*patterns))
     return dataclasses.replace(first, options=dict(first.options) | {"select": union})
