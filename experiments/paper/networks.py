@@ -41,7 +41,7 @@ def main(options: NetworksOptions) -> None:
         result, told = evaluate_timed(dataclasses.replace(own, detectors=(detectors,)))
         rows += [Row(f"{name}, {detector}", result, detector) for detector in names]
         notes.append(f"{name}: {told}")
-    write_study(options.out, describe("GradNorm by network", rows), notes)
+    write_study(options.out, describe("Detectors by network", rows), notes)
 
 
 def evaluations(options: NetworksOptions) -> dict[str, EvaluateOptions]:
