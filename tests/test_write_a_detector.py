@@ -34,11 +34,12 @@ def test_the_code_in_the_documentation_runs(tmp_path, monkeypatch):
         "train_labels": np.arange(60) % 5,
     }
     blocks = code_of(PAGE)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     with jax.numpy_rank_promotion("allow"):  # as users' code may
         for block in blocks:
             exec(block, names)
     assert list(names["result"].metrics) == ["cosine", "inside", "mahalanobis"]
+    assert "largest" in names["one_pass"].metrics
 
     features, logits = map(np.asarray, model(inputs))
     directions = np.stack(

@@ -5,11 +5,13 @@
 Each is timed by itself, in turn, in one process, on random images and weights: in batches, by the
 step of the evaluation and with the forward pass that all detectors share taken off; and in a loop
 of one compiled call for each image. Both are divided by a plain compiled forward pass over the same
-batches. Printed are medians of ratios measured side by side.
+batches. The last row is all of them in one step, where they share what they read of the network.
+Printed are medians of ratios measured side by side.
 """
 
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,7 +22,7 @@ from detectors import medians, score_batches
 
 from gradnorm_jax.detectors import parse_detectors
 from gradnorm_jax.evaluation.in_memory import fit_states
-from gradnorm_jax.models import init_model
+from gradnorm_jax.models import init_model, load_model
 
 SPECS = (
     "odin(epsilon=0.0014)",
@@ -42,6 +44,7 @@ SPECS = (
 
 def main(
     model: str = "resnet20_cifar",
+    weights: Path | None = None,
     image_size: int = 32,
     batch_size: int = 32,
     num_batches: int = 2,
@@ -54,6 +57,7 @@ def main(
 
     Args:
         model: architecture.
+        weights: a file of its weights; random ones if None.
         image_size: side of the images in pixels.
         batch_size: of the network.
         num_batches: how many make up a round.
@@ -62,7 +66,10 @@ def main(
         repeats: rounds, each of which times all ways.
         detectors: which.
     """
-    network = init_model(model, num_classes, jax.random.key(0))
+    if weights is None:
+        network = init_model(model, num_classes, jax.random.key(0))
+    else:
+        network = load_model(model, weights)
     shape = (num_batches * batch_size, image_size, image_size, 3)
     images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     labels = np.arange(len(images)) % num_classes
@@ -80,6 +87,7 @@ def main(
     for each in known:
         ways[each.name] = functools.partial(score, (each,), batches)
         ways[f"{each.name}, loop"] = functools.partial(score, (each,), singles)
+    ways["together"] = functools.partial(score, tuple(known), batches)
     times, ratios = medians(ways, repeats)
     device = jax.devices()[0].device_kind
     print(f"{model}, {image_size} px, batch {batch_size}, {device}")
@@ -88,6 +96,7 @@ def main(
     for each in known:
         loop = ratios[f"{each.name}, loop"] * len(images) / loop_images
         print(f"{each.name:44}{ratios[each.name] - 1:10.2f}{loop - 1:10.2f}")
+    print(f"{'together':44}{ratios['together'] - 1:10.2f}")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from gradnorm_jax.detectors.feature import (
     relative_mahalanobis,
     relative_mahalanobis_plus_plus,
 )
-from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, residual_norm
+from gradnorm_jax.detectors.gradient import feature_norm, gradnorm, gradnorm_pass, residual_norm
 from gradnorm_jax.detectors.gradient_subspace import average_gradient, gradorth, gradpca
 from gradnorm_jax.detectors.grood import grood
 from gradnorm_jax.detectors.inner import (
@@ -43,6 +43,7 @@ from gradnorm_jax.detectors.layer_readings import (
     layer_norms,
 )
 from gradnorm_jax.detectors.neighbors import knn, nnguide
+from gradnorm_jax.detectors.network_pass import NetworkPass, network_passes, take_passes
 from gradnorm_jax.detectors.neurons import gsc, nac
 from gradnorm_jax.detectors.output import (
     energy,
@@ -68,6 +69,7 @@ __all__ = [
     "Detector",
     "Fit",
     "Needs",
+    "NetworkPass",
     "Reading",
     "Rectifier",
     "adascale_a",
@@ -96,6 +98,7 @@ __all__ = [
     "grad_uncertainty",
     "gradient_projection",
     "gradnorm",
+    "gradnorm_pass",
     "gradorth",
     "gradpca",
     "gram",
@@ -115,6 +118,7 @@ __all__ = [
     "nac_layers",
     "nci",
     "neco",
+    "network_passes",
     "nnguide",
     "odin",
     "optfs",
@@ -130,6 +134,7 @@ __all__ = [
     "scale",
     "scod",
     "she",
+    "take_passes",
     "temperature_scaling",
     "vim",
     "vra",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
+from gradnorm_jax.detectors.network_pass import NetworkPass
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count
@@ -69,16 +70,17 @@ def gram(
     check_count("powers", powers)
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must lie between 0 and 1, got {held_out!r}")
-    options = {"layers": layers, "powers": powers}
-    fit = _gram_fit(tuple(options.items()), per_class, held_out)
-    return Detector("gram", "network", _gram, fit, options)
+    rows = NetworkPass(scores.gram_rows, {"layers": layers, "powers": powers})
+    fit = _gram_fit(rows, per_class, held_out)
+    return Detector("gram", "network", _gram, fit, {"rows": rows})
 
 
 @functools.cache
-def _gram_fit(options: tuple[tuple[str, Any], ...], per_class: bool, held_out: float) -> Fit:
-    rows = Reading(f"gram_rows({dict(options)})", _gram_rows, options=options)
-    of_ranges = Fit((of_reading(extremes(held_out, per_class), rows),), _ranges)
-    name = f"gram_deviations({dict(options)}, {per_class}, {held_out})"
+def _gram_fit(rows: NetworkPass, per_class: bool, held_out: float) -> Fit:
+    told, options = dict(rows.options), {"rows": rows}
+    reading = Reading(f"gram_rows({told})", _gram_rows, options=options)
+    of_ranges = Fit((of_reading(extremes(held_out, per_class), reading),), _ranges)
+    name = f"gram_deviations({told}, {per_class}, {held_out})"
     deviations = Reading(name, _gram_deviations, of_ranges, options)
 
     def finalize(head: LinearHead, found: Read, sums: Read) -> scores.GramFit:
@@ -97,19 +99,16 @@ def _rankfeat(state: None, model: Model, batch: Batch, **options: Any) -> jax.Ar
     return scores.rankfeat(model, images_of(batch), **options)
 
 
-def _gram_rows(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return jnp.concatenate(
-        list(scores.gram_rows(model, images_of(batch), **options).values()), axis=1
-    )
+def _gram_rows(state: None, model: Model, batch: Batch, *, rows: NetworkPass) -> jax.Array:
+    return jnp.concatenate(list(rows(model, batch).values()), axis=1)
 
 
 def _gram_deviations(
-    state: scores.GramRanges, model: Model, batch: Batch, **options: Any
+    state: scores.GramRanges, model: Model, batch: Batch, *, rows: NetworkPass
 ) -> jax.Array:
-    rows = scores.gram_rows(model, images_of(batch), **options)
-    return scores.gram_deviations(rows, batch.outputs.logits, state)
+    return scores.gram_deviations(rows(model, batch), batch.outputs.logits, state)
 
 
-def _gram(state: scores.GramFit, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    deviations = _gram_deviations(state.ranges, model, batch, **options)
+def _gram(state: scores.GramFit, model: Model, batch: Batch, *, rows: NetworkPass) -> jax.Array:
+    deviations = _gram_deviations(state.ranges, model, batch, rows=rows)
     return scores.gram(deviations, batch.outputs.logits, state.scale)

@@ -19,10 +19,12 @@ class Batch(NamedTuple):
     Attributes:
         images: `[B, ...]`, as the network takes them; None when only cached outputs are at hand.
         outputs: of the forward pass that all detectors share.
+        passes: what further passes of the same images have found, by `NetworkPass`, as pairs.
     """
 
     images: jax.Array | None
     outputs: Outputs
+    passes: tuple[tuple[Any, Any], ...] = ()
 
 
 def images_of(batch: Batch) -> jax.Array:

@@ -7,7 +7,9 @@ import jax
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, images_of
+from gradnorm_jax.detectors.network_pass import NetworkPass
 from gradnorm_jax.detectors.options import builder
+from gradnorm_jax.norms import combine_norms
 from gradnorm_jax.numerics import check_order, check_temperature
 from gradnorm_jax.types import Model
 
@@ -40,11 +42,30 @@ def gradnorm(
     if select is not None:
         if include_bias or autodiff:
             raise ValueError("select chooses the parameters: leave out include_bias and autodiff")
-        return Detector("gradnorm", "network", _of_parameters, options=options | {"select": select})
+        norms = gradnorm_pass(select=select, **options)
+        return Detector("gradnorm", "network", _of_parameters, options={"norms": norms, "ord": ord})
     options["include_bias"] = include_bias
     if autodiff:
         return Detector("gradnorm", "network", _by_autodiff, options=options)
     return Detector("gradnorm", "outputs", _closed_form, options=options)
+
+
+def gradnorm_pass(
+    *,
+    select: str | Sequence[str] | None = None,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+) -> NetworkPass:
+    """The pass that reads GradNorm of each parameter, `{path: [B]}`; one whatever is selected.
+
+    Args:
+        select: which parameters, by a path pattern or several; "all" or None for all.
+        temperature: T of the softmax.
+        ord: order of the norms.
+    """
+    selected = None if select == "all" else select
+    options = {"select": selected, "temperature": float(temperature), "ord": float(ord)}
+    return NetworkPass(scores.gradnorm_by_parameter, options)
 
 
 @builder
@@ -106,7 +127,6 @@ def _by_autodiff(
 
 
 def _of_parameters(
-    state: None, model: Model, batch: Batch, *, select: str | tuple[str, ...], **options: Any
+    state: None, model: Model, batch: Batch, *, norms: NetworkPass, ord: float
 ) -> jax.Array:
-    selected = None if select == "all" else select
-    return scores.gradnorm_of_parameters(model, images_of(batch), select=selected, **options)
+    return combine_norms(norms(model, batch), ord=ord)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
+from gradnorm_jax.detectors.network_pass import NetworkPass
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count, check_step
@@ -76,7 +77,9 @@ def nac_layers(
         raise ValueError(f"bins must be at least 4, got {bins}")
     if not 0 < usual <= 1:
         raise ValueError(f"usual must lie in (0, 1], got {usual!r}")
-    options = {"layers": layers, "steepness": steepness}
+    options = {
+        "states": NetworkPass(scores.neuron_states, {"layers": layers, "steepness": steepness})
+    }
     name = f"neuron_states(layers={layers},steepness={steepness})"
     fit = _coverage(Reading(name, _states, options=options), bins, usual)
     return Detector("nac_layers", "network", _nac_layers, fit, options)
@@ -182,13 +185,12 @@ def _mahalanobis_layers(
     return scores.mahalanobis_layers(distances, state)
 
 
-def _states(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    found = scores.neuron_states(model, images_of(batch), **options)
-    return jnp.concatenate(list(found.values()), axis=1)
+def _states(state: None, model: Model, batch: Batch, *, states: NetworkPass) -> jax.Array:
+    return jnp.concatenate(list(states(model, batch).values()), axis=1)
 
 
-def _nac_layers(state: Coverage, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.nac_layers(scores.neuron_states(model, images_of(batch), **options), state)
+def _nac_layers(state: Coverage, model: Model, batch: Batch, *, states: NetworkPass) -> jax.Array:
+    return scores.nac_layers(states(model, batch), state)
 
 
 def _gaia_z(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:

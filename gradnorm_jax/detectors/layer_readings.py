@@ -8,9 +8,12 @@ import jax.numpy as jnp
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, images_of
+from gradnorm_jax.detectors.gradient import gradnorm_pass
+from gradnorm_jax.detectors.network_pass import NetworkPass
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count, check_order, unit_rows
+from gradnorm_jax.scores.inner import log_norms
 from gradnorm_jax.types import Model
 
 
@@ -29,7 +32,8 @@ def layer_norms(*, select: str | Sequence[str] | None = None, ord: float = 2.0) 
         ValueError: an option is out of range.
     """
     check_order(ord)
-    return Reading("layer_norms", _layer_norms, options={"select": select, "ord": ord})
+    norms = gradnorm_pass(select=select, ord=ord)
+    return Reading("layer_norms", _layer_norms, options={"norms": norms})
 
 
 @builder
@@ -41,7 +45,8 @@ def layer_features(*, layers: int | Sequence[str] = 4) -> Reading:
     Args:
         layers: which, as `taps` selects them, or how many of the last parts of the network.
     """
-    return Reading("layer_features", _layer_features, options={"layers": layers})
+    features = NetworkPass(scores.layer_features, {"layers": layers})
+    return Reading("layer_features", _layer_features, options={"features": features})
 
 
 @builder
@@ -80,12 +85,12 @@ def gradient_projection(
     return Reading("gradient_projection", _gradient_projection, options=options)
 
 
-def _layer_norms(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.layer_norms(model, images_of(batch), **options)
+def _layer_norms(state: None, model: Model, batch: Batch, *, norms: NetworkPass) -> jax.Array:
+    return log_norms(norms(model, batch))
 
 
-def _layer_features(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    found = scores.layer_features(model, images_of(batch), **options)
+def _layer_features(state: None, model: Model, batch: Batch, *, features: NetworkPass) -> jax.Array:
+    found = features(model, batch)
     return jnp.concatenate([unit_rows(each) for each in found.values()], axis=1)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from gradnorm_jax import scores
 from gradnorm_jax.detectors.detector import Batch, Detector, Fit, images_of
+from gradnorm_jax.detectors.network_pass import NetworkPass
 from gradnorm_jax.detectors.options import builder
 from gradnorm_jax.detectors.reading import Reading
 from gradnorm_jax.numerics import check_count, check_fraction, check_step, check_temperature
@@ -134,7 +135,8 @@ def _adascale(variant: str, low: float, high: float, **shift: float) -> Detector
     for name in ("k_shift", "k_activation", "fraction"):
         check_fraction(name, shift[name])
     listed = ",".join(f"{name}={value}" for name, value in shift.items())
-    reading = Reading(f"adascale_shift({listed})", _shift, options=shift)
+    shifted = NetworkPass(scores.adascale_shift, shift)
+    reading = Reading(f"adascale_shift({listed})", _shift, options={"shift": shifted})
     options = {"variant": variant, "low": low, "high": high, "reading": reading}
     return Detector(f"adascale_{variant.lower()}", "network", _score, _shifts(reading), options)
 
@@ -149,8 +151,9 @@ def _sorted(head: LinearHead, value: Read) -> jax.Array:
     return jnp.asarray(np.sort(bank_rows(found, _SAMPLE).features[:, 0]))
 
 
-def _shift(state: None, model: Model, batch: Batch, **options: Any) -> jax.Array:
-    return scores.adascale_shift(model, images_of(batch), **options)[:, None]
+def _shift(state: None, model: Model, batch: Batch, *, shift: NetworkPass) -> jax.Array:
+    rows: jax.Array = shift(model, batch)
+    return rows[:, None]
 
 
 def _score(

@@ -9,7 +9,7 @@ import numpy as np
 
 from gradnorm_jax.data.schedule import BatchSchedule
 from gradnorm_jax.data.stream import UNKNOWN, DataStream
-from gradnorm_jax.detectors import Detector, gradient
+from gradnorm_jax.detectors import Detector, gradient, network_passes
 from gradnorm_jax.evaluation.records import FIT, ID, ScoreTable
 from gradnorm_jax.tree import listing, non_finite, selected_paths
 from gradnorm_jax.types import Model, head_parameters
@@ -74,27 +74,23 @@ def check_parameters(model: Model) -> None:
 
 
 def check_options(detectors: Sequence[Detector], model: Model) -> None:
-    """Raises ValueError if an option of GradNorm asks for parameters that the model lacks.
-
-    So does one of a reading of norms or gradients.
-    """
+    """Raises ValueError if GradNorm, a reading or a pass asks for parameters that are not there."""
+    without_bias = model.head is not None and model.head.bias is None
     for detector in detectors:
         options = dict(detector.options)
-        reading = options.get("reading")
-        if reading is not None:
-            options = dict(reading.options)
-        elif detector.score_fn.__module__ != gradient.__name__:
-            continue
-        if options.get("include_bias") and model.head is not None and model.head.bias is None:
+        is_gradnorm = detector.score_fn.__module__ == gradient.__name__
+        if is_gradnorm and without_bias and options.get("include_bias"):
             raise ValueError(
                 f"{detector.name}: the model's last layer has no bias; leave out include_bias"
             )
-        select = options.get("select")
-        try:
-            if select is not None:
-                selected_paths(model.params, None if select == "all" else select)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{detector.name}: {error}") from error
+        reading = options.get("reading")
+        parts = [*network_passes(detector), *([] if reading is None else [reading])]
+        for asked in (dict(part.options) for part in parts):
+            try:
+                if "select" in asked:
+                    selected_paths(model.params, asked["select"])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{detector.name}: {error}") from error
 
 
 def cannot_run(

@@ -14,7 +14,7 @@ import numpy as np
 
 from gradnorm_jax.data.preprocess import Prepare, Preprocess
 from gradnorm_jax.data.stream import DataStream
-from gradnorm_jax.detectors import Detector, Reading, Rectifier
+from gradnorm_jax.detectors import Detector, NetworkPass, Reading, Rectifier
 from gradnorm_jax.evaluation.storage import Folder, to_json
 from gradnorm_jax.tree import leaves_by_name
 from gradnorm_jax.types import Model
@@ -25,6 +25,7 @@ RunConfig = dict[str, Any]
 
 _PACKAGES = ("gradnorm-jax", "jax", "jaxlib", "flax", "numpy", "pillow", "pyarrow", "safetensors")
 _LISTED = 3
+_Part = Detector | Rectifier | Reading | NetworkPass
 
 
 def describe_run(
@@ -56,12 +57,11 @@ def describe_run(
     }
 
 
-def _describe_detector(detector: Detector | Rectifier | Reading) -> dict[str, Any]:
-    fields = {Rectifier: "rectify", Reading: "read_fn", Detector: "score_fn"}
-    function = getattr(detector, fields[type(detector)])
-    parts = Detector | Rectifier | Reading
+def _describe_detector(detector: _Part) -> dict[str, Any]:
+    fields = {Rectifier: "rectify", Reading: "read_fn", NetworkPass: "function"}
+    function = getattr(detector, fields.get(type(detector), "score_fn"))
     options = {
-        name: _describe_detector(value) if isinstance(value, parts) else repr(value)
+        name: _describe_detector(value) if isinstance(value, _Part) else repr(value)
         for name, value in dict(detector.options).items()
     }
     return {"score": _name(function), "options": options}

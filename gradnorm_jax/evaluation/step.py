@@ -1,4 +1,7 @@
-"""The computation of one batch on the devices: one forward pass for all detectors."""
+"""The computation of one batch on the devices: one forward pass for all detectors.
+
+Further passes, too, are taken once for all detectors that read the same.
+"""
 
 import functools
 from collections.abc import Mapping
@@ -9,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from gradnorm_jax.data.preprocess import Prepare, to_network_input
-from gradnorm_jax.detectors import Batch, Detector, Reading
+from gradnorm_jax.detectors import Batch, Detector, Reading, take_passes
 from gradnorm_jax.sharding import batch_mesh, batch_sharding, map_batch, replicated
 from gradnorm_jax.types import Model, Outputs
 
@@ -102,7 +105,7 @@ def score_batch(
             batch = Batch(None, data)
         else:
             inputs = to_network_input(data, preprocess)
-            batch = Batch(inputs, model(inputs))
+            batch = take_passes((*detectors, *readings), model, Batch(inputs, model(inputs)))
         scores = {d.name: d.score(states.get(d.name), model, batch) for d in detectors}
         rows = {r.name: r(states.get(r.name), model, batch) for r in readings}
         finite = _finite_rows((batch.images, batch.outputs))

@@ -254,8 +254,39 @@ def gradnorm_of_parameters(
     References:
         Huang, Geng, Li (2021), section 5.
     """
+    norms = gradnorm_by_parameter(
+        model,
+        images,
+        select=select,
+        temperature=temperature,
+        ord=ord,
+        microbatch_size=microbatch_size,
+    )
+    return combine_norms(norms, ord=ord)
+
+
+def gradnorm_by_parameter(
+    model: Model,
+    images: jax.Array,
+    *,
+    select: Select = None,
+    temperature: float = 1.0,
+    ord: float = 1.0,
+    microbatch_size: int | None = None,
+) -> dict[str, jax.Array]:
+    """The norms of each example's gradient of KL(u || p) with respect to each parameter.
+
+    `combine_norms` of any of them is `gradnorm_of_parameters`, whose arguments these are: groups of
+    parameters cost one pass.
+
+    Returns:
+        `{path: [B]}`, nats per unit of weight, >= 0.
+
+    Raises:
+        ValueError: the temperature or the order is out of range, or nothing is selected.
+    """
     check_temperature(temperature)
-    norms = per_example_grad_norms(
+    return per_example_grad_norms(
         kl_loss(model, temperature),
         model.params,
         images,
@@ -263,7 +294,6 @@ def gradnorm_of_parameters(
         select=select,
         microbatch_size=microbatch_size,
     )
-    return combine_norms(norms, ord=ord)
 
 
 def kl_loss(model: Model, temperature: float = 1.0) -> jax.tree_util.Partial:

@@ -1,17 +1,17 @@
 """Scores of layers inside the network: their activations, and derivatives with respect to them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from gradnorm_jax.numerics import divide_or_zero, to_common_float, to_float32_at_least
-from gradnorm_jax.per_example import Tap, per_example_grad_norms, per_example_grads, taps
+from gradnorm_jax.per_example import Tap, per_example_grads, taps
 from gradnorm_jax.per_example.sites import AFTER, operations
 from gradnorm_jax.per_example.tapping import layer_sites
 from gradnorm_jax.scores.arrays import project
-from gradnorm_jax.scores.gradient import kl_loss
+from gradnorm_jax.scores.gradient import gradnorm_by_parameter
 from gradnorm_jax.scores.projection import joined_rows
 from gradnorm_jax.types import Model, Outputs, Variables, linear_head
 
@@ -101,7 +101,11 @@ def layer_norms(
     Returns:
         `[B, L]`, of L parameters, in the order of their paths.
     """
-    norms = per_example_grad_norms(kl_loss(model), model.params, images, ord=ord, select=select)
+    return log_norms(gradnorm_by_parameter(model, images, select=select, ord=ord))
+
+
+def log_norms(norms: Mapping[str, jax.Array]) -> jax.Array:
+    """Logarithms of norms `[B]` as rows `[B, L]`, in the order of their paths."""
     rows = jnp.stack([norms[path] for path in sorted(norms)], axis=1)
     return jnp.log(jnp.maximum(rows, jnp.finfo(rows.dtype).tiny))
 

@@ -81,7 +81,8 @@ def test_numbers(text, value):
     ],
 )
 def test_words_paths_and_lists(text, value):
-    assert options_of(f"gradnorm(select={text})")["select"] == value
+    norms = options_of(f"gradnorm(select={text})")["norms"]
+    assert dict(norms.options)["select"] == value
 
 
 @pytest.mark.parametrize(

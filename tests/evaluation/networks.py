@@ -36,6 +36,10 @@ def build(inputs=SIZE * SIZE * 3, **options):
     return from_apply(apply, make_params(inputs, **options), jnp.zeros((2, inputs), jnp.float32))
 
 
+def build_wide():
+    return build(features=24)
+
+
 def counted(fn=apply):
     """A copy of a function and the list that each trace of it adds to."""
     traces = []
