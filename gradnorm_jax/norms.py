@@ -49,8 +49,8 @@ def entrywise_norm(x: jax.Array, *, ord: Orders = 1) -> jax.Array:
     scale = jnp.where((largest > 0) & jnp.isfinite(largest), largest, jnp.ones_like(largest))
     # The norm does not depend on the scale, so its derivative need not go through it.
     scale = jax.lax.stop_gradient(scale)
-    total = _power(size / scale, ord).sum(axis=axes)
-    return scale.reshape(x.shape[0]) * _power(total, 1 / ord)
+    total = power(size / scale, ord).sum(axis=axes)
+    return scale.reshape(x.shape[0]) * power(total, 1 / ord)
 
 
 def combine_norms(norms: Mapping[str, jax.Array], *, ord: Orders = 1) -> jax.Array:
@@ -96,7 +96,7 @@ def _absolute_jvp(x: tuple[jax.Array], tangent: tuple[jax.Array]) -> tuple[jax.A
     return jnp.abs(*x), jnp.sign(*x) * tangent[0]
 
 
-def _power(x: jax.Array, exponent: float) -> jax.Array:
+def power(x: jax.Array, exponent: float) -> jax.Array:
     """`x ** exponent` for x >= 0, by a root or a product where that is exact and cheap."""
     if exponent == int(exponent):
         return x ** int(exponent)

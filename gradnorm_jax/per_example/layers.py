@@ -21,7 +21,7 @@ from jax.custom_batching import custom_vmap
 
 from gradnorm_jax import convolution, kernel_gradients
 from gradnorm_jax.jaxprs import shape_of
-from gradnorm_jax.norms import Orders, entrywise_norm
+from gradnorm_jax.norms import Orders, entrywise_norm, power
 from gradnorm_jax.numerics import to_float32_at_least
 from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
@@ -166,7 +166,7 @@ def product_norm(x: jax.Array, g: jax.Array, *, ord: Orders) -> jax.Array:
     gram = _dot(x, x.T) * _dot(g, g.T)
     mixed = _dot(x, common) * _dot(g, summed)
     square = gram.sum() + 2 * mixed.sum() + _dot(common, common) * _dot(summed, summed)
-    norm = jnp.sqrt(jnp.maximum(square, 0)) * x_scale * g_scale
+    norm = power(jnp.maximum(square, 0), 0.5) * x_scale * g_scale
     return jnp.broadcast_to(norm, np.shape(ord))
 
 
