@@ -4,17 +4,9 @@ from pathlib import Path
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
-import jaxlib
 import numpy as np
 import pytest
 from PIL import Image
-
-# Most of the time goes into compiling small programs, for which optimizing is wasted;
-# `XLA_FLAGS= pytest` compiles them as users do.
-COMPILE_FAST = "--xla_backend_optimization_level=0"
-if jaxlib.version.__version_info__ < (0, 11):  # later ones know no other emitters
-    COMPILE_FAST += " --xla_cpu_use_fusion_emitters=false"
-os.environ.setdefault("XLA_FLAGS", COMPILE_FAST)
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
