@@ -57,8 +57,9 @@ def kernel_gradient(
         product = functools.partial(_grouped_product, groups=groups, precision=precision)
         gradient = _each_offset(x, geometry, lambda view: product(view, g))
     elif joined or _is_thin(geometry, x, g):
-        gradient = _product(*_factors(x, g, geometry), precision=precision)
-        if _shifts_rows_of_cotangent(x, g, geometry):
+        shifts_rows = _shifts_rows_of_cotangent(x, g, geometry, ordered=True)
+        gradient = _product(*_factors(x, g, geometry, shifts_rows), precision=precision)
+        if shifts_rows:
             gradient = gradient.reshape(-1, channels, geometry.kernel[0], outputs)
             gradient = jnp.moveaxis(gradient, 2, 0)
     else:
@@ -87,7 +88,8 @@ def factors(
     need not be output positions.
     """
     x, geometry = channels_last(lhs, rhs, parameters)
-    return _factors(x, result_channels_last(cotangent, parameters), geometry)
+    g = result_channels_last(cotangent, parameters)
+    return _factors(x, g, geometry, _shifts_rows_of_cotangent(x, g, geometry))
 
 
 def as_matrices(
@@ -103,23 +105,32 @@ def as_matrices(
     return patches(x, geometry).reshape(len(g), -1), g
 
 
-def _factors(x: jax.Array, g: jax.Array, geometry: Geometry) -> tuple[jax.Array, jax.Array]:
-    if not _shifts_rows_of_cotangent(x, g, geometry):
+def _factors(
+    x: jax.Array, g: jax.Array, geometry: Geometry, shifts_rows: bool
+) -> tuple[jax.Array, jax.Array]:
+    if not shifts_rows:
         return patches(x, geometry), g
     of_x, of_g = _split(geometry, x.shape[1])
     # Where x is shifted up, g is shifted down.
     return patches(x, of_x), patches(g, of_g, reverse=True)
 
 
-def _shifts_rows_of_cotangent(x: jax.Array, g: jax.Array, geometry: Geometry) -> bool:
-    """Whether rows are shifted in g: if all of g's rows are in x, and copies are fewer so."""
+def _shifts_rows_of_cotangent(
+    x: jax.Array, g: jax.Array, geometry: Geometry, *, ordered: bool = False
+) -> bool:
+    """Whether rows are shifted in g: if all of g's rows are in x, and copies are fewer so.
+
+    With `ordered`, what it takes to put the product in the kernel's order counts as well.
+    """
     if geometry.strides[0] > 1 or geometry.padding[0][2]:
         return False
     rows, others = geometry.kernel[0], math.prod(geometry.kernel[1:])
     channels, outputs = x.shape[-1], g.shape[-1]
-    in_x = geometry.output[0] * (rows * others * channels + outputs)
+    height, *width = geometry.output
+    in_x = height * (rows * others * channels + outputs)
     in_both = x.shape[1] * (others * channels + rows * outputs)
-    return in_both < in_x
+    reordering = rows * others * channels * outputs if ordered else 0
+    return len(x) * math.prod(width) * (in_x - in_both) > reordering
 
 
 def _split(geometry: Geometry, height: int) -> tuple[Geometry, Geometry]:

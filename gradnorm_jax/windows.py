@@ -38,19 +38,23 @@ class Geometry(NamedTuple):
 
 def channels_last(lhs: jax.Array, rhs: Array, parameters: Parameters) -> tuple[jax.Array, Geometry]:
     """The input in the order `[N, *space, C]`, and what is done to it."""
+    batch, channel, *space = parameters["dimension_numbers"].lhs_spec
+    return lhs.transpose(batch, *space, channel), geometry_of(lhs, rhs, parameters)
+
+
+def geometry_of(lhs: Array, rhs: Array, parameters: Parameters) -> Geometry:
+    """What is done to the input."""
     numbers = parameters["dimension_numbers"]
-    batch, channel, *space = numbers.lhs_spec
-    x = lhs.transpose(batch, *space, channel)
     kernel = np.asarray([rhs.shape[axis] for axis in numbers.rhs_spec[2:]])
     dilation, strides = parameters["rhs_dilation"], parameters["window_strides"]
     pairs = zip(parameters["padding"], parameters["lhs_dilation"], strict=True)
     padding = tuple((low, high, spacing - 1) for (low, high), spacing in pairs)
     low, high, interior = np.transpose(padding)
-    size = np.asarray(x.shape[1:-1])
+    size = np.asarray([lhs.shape[axis] for axis in numbers.lhs_spec[2:]])
     room = low + high + size + interior * np.maximum(size - 1, 0)
     window = (kernel - 1) * dilation + 1
     output = np.maximum((room - window) // strides + 1, 0)
-    return x, Geometry(tuple(kernel.tolist()), tuple(output.tolist()), strides, dilation, padding)
+    return Geometry(tuple(kernel.tolist()), tuple(output.tolist()), strides, dilation, padding)
 
 
 def result_channels_last(result: jax.Array, parameters: Parameters) -> jax.Array:

@@ -9,7 +9,7 @@ from jax.extend import core
 
 from gradnorm_jax.adapters.frames import Frame
 from gradnorm_jax.adapters.head import Layer
-from gradnorm_jax.convolution import grouped_rule
+from gradnorm_jax.convolution import faster_rule
 from gradnorm_jax.jaxprs import Program, Rule, eval_jaxpr, own_rule
 
 
@@ -19,8 +19,8 @@ def logits_and_features(
     """The program's one result, and what its last layer is given, as `[B, D]`.
 
     Every equation is done as it is, those of custom derivatives and of recomputation included, but
-    for convolutions in groups, which are slow on CPUs: see `convolution.convolve`. Only the calls
-    that the last layer lies within are opened.
+    for convolutions that are slow on CPUs: see `convolution.convolve`. Only the calls that the last
+    layer lies within are opened.
     """
     calls: list[Frame] = []
     frame = layer.output.frame
@@ -55,6 +55,6 @@ def _run(program: Program, calls: Sequence[Frame], layer: Layer, *operands: Any)
             return functools.partial(enter, equation)
         if not calls and equation is layer.output.equation:
             return functools.partial(capture, equation)
-        return grouped_rule(equation)
+        return faster_rule(equation)
 
     return [*eval_jaxpr(program, rule_for, *operands), *captured]

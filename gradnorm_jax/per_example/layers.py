@@ -34,8 +34,11 @@ Sources = tuple[jax.Array, ...]
 Norm = Callable[[jax.Array, jax.Array, Sources], jax.Array]
 """`(other operand, cotangent of the product, sources) -> norm []`, of K orders `[K]`."""
 
-_FEW_BYTES = 2 * 2**20
+_FEW_BYTES = 4 * 2**20
 """What a processor's cache holds beside everything else."""
+
+_COPIES = 4
+"""Of what is pulled back, one for each step on the way to the parameter's gradient."""
 
 _MANY_BYTES = 256 * 2**20
 """What an accelerator's memory holds beside everything else."""
@@ -121,6 +124,7 @@ def norm_by_gradient(
     cache: otherwise each step on the way to the norm reads all of them from memory. Taking turns is
     not for examples that a compiler spreads over devices.
     """
+    copies = 1 if make_kernel is None else _COPIES
 
     def norm_by(*sources: jax.Array) -> Callable[[jax.Array, jax.Array], jax.Array]:
         gradient_of = _entries_of_gradient(entry)
@@ -145,7 +149,7 @@ def norm_by_gradient(
         ]
         # Made again now, the kernel's intermediate values need not be kept from the forward pass.
         norm = norm_by(after(sources[0], examples[1]), *sources[1:])
-        step = turn_size(entry, size) if in_turn else size
+        step = turn_size(entry, size, copies=copies) if in_turn else size
         if step == size:
             return jax.vmap(norm)(*examples), True
         return in_turns(norm, examples, _batch_axes(entry), step), True
@@ -235,14 +239,23 @@ def _pulled_back(
     return gradient_of
 
 
-def turn_size(entry: ParameterUse, size: int) -> int:
+def turn_size(entry: ParameterUse, size: int, *, copies: int = 1) -> int:
     """How many examples of `size` to take at a time, without a remainder, to be compiled too.
 
-    Not all of them: what is not in a loop is fused with what comes before, and that computed again
-    for every shift of a convolution's input.
+    Not all of them where a convolution's input is shifted: what is not in a loop is fused with what
+    comes before, and that computed again for every shift.
     """
-    at_once = min(_examples_at_once(entry), max(1, size // 2))
+    most = size if _is_of_positions(entry) else size // 2
+    at_once = max(1, min(_examples_at_once(entry) // copies, most))
     return max(step for step in range(1, at_once + 1) if size % step == 0)
+
+
+def _is_of_positions(entry: ParameterUse) -> bool:
+    """Whether it is a product at each position by itself: a dense layer, a kernel of 1 x 1."""
+    if entry.equation.primitive.name == "dot_general":
+        return True
+    kernel, numbers = shape_of(entry.variable), entry.equation.params["dimension_numbers"]
+    return all(kernel.shape[axis] == 1 for axis in numbers.rhs_spec[2:])
 
 
 def _batch_axes(entry: ParameterUse) -> tuple[int | None, int | None]:
@@ -262,7 +275,7 @@ def _examples_at_once(entry: ParameterUse) -> int:
         factors = functools.partial(kernel_gradients.factors, parameters=params)
         of_factors = sum(x.size for x in jax.eval_shape(factors, *shapes))
     size = (of_factors + fan_in * fan_out) * shape_of(entry.variable).dtype.itemsize
-    return max(1, fast_memory() // max(1, size))
+    return fast_memory() // max(1, size)
 
 
 def fast_memory() -> int:

@@ -10,7 +10,7 @@ from jax import lax
 from jax.extend import core
 from jax.tree_util import Partial
 
-from gradnorm_jax.convolution import grouped_rule
+from gradnorm_jax.convolution import faster_rule
 from gradnorm_jax.jaxprs import Rule, body, eval_jaxpr, own_rule, run_scan, shape_of
 from gradnorm_jax.per_example.placement import as_varying
 from gradnorm_jax.per_example.sites import Loop, Site, Sites
@@ -165,7 +165,7 @@ def _run(
 
     def rule_for(equation: core.JaxprEqn) -> Rule | None:
         loop = loops.get(equation.outvars[0]) if equation.outvars else None
-        rule = grouped_rule(equation) if loop is None else functools.partial(run_loop, loop)
+        rule = faster_rule(equation) if loop is None else functools.partial(run_loop, loop)
         if watched.isdisjoint(equation.outvars):
             return rule
         return functools.partial(observe, equation, rule or own_rule(equation))
