@@ -2,16 +2,17 @@
 
     python experiments/benchmarks/convolutions.py --batch-size 8
 
-Columns: XLA's own convolution; what this library makes of it (the same where there are no groups);
+Columns: XLA's own convolution; what this library makes of it, the same where that is not faster;
 PyTorch's, channels last, if it is installed. Runs alternate, and the fastest of each counts.
 """
 
 import dataclasses
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax import lax
@@ -62,17 +63,19 @@ class Config:
     Attributes:
         batch_size: number of images.
         repetitions: runs of each.
+        dtype: of images and kernels.
     """
 
     batch_size: int = 8
     repetitions: int = 10
+    dtype: Literal["float32", "bfloat16"] = "float32"
 
 
-def functions(convolution: Convolution, batch_size: int) -> dict[str, Callable[[], Any]]:
+def functions(convolution: Convolution, config: Config) -> dict[str, Callable[[], Any]]:
     """By column, what runs the convolution once."""
     size, channels, outputs, kernel, stride, groups = convolution
     generator = np.random.default_rng(0)
-    x = generator.normal(size=(batch_size, size, size, channels)).astype(np.float32)
+    x = generator.normal(size=(config.batch_size, size, size, channels)).astype(np.float32)
     weights = generator.normal(size=(kernel, kernel, channels // groups, outputs))
     weights = weights.astype(np.float32)
     padding = kernel // 2
@@ -87,7 +90,7 @@ def functions(convolution: Convolution, batch_size: int) -> dict[str, Callable[[
             feature_group_count=groups,
         )
 
-    operands = jax.device_put((x, weights))
+    operands = jnp.asarray(x, config.dtype), jnp.asarray(weights, config.dtype)
 
     def compiled(function: Callable[..., jax.Array]) -> Callable[[], Any]:
         program = jax.jit(function).lower(*operands).compile()
@@ -95,7 +98,7 @@ def functions(convolution: Convolution, batch_size: int) -> dict[str, Callable[[
 
     columns = {"XLA": compiled(convolve), "gradnorm_jax": compiled(lower_convolutions(convolve))}
     if torch is not None:
-        x, weights = (torch.from_numpy(a) for a in (x, weights))
+        x, weights = (torch.from_numpy(a).to(getattr(torch, config.dtype)) for a in (x, weights))
         image = x.permute(0, 3, 1, 2)
         filters = weights.permute(3, 2, 0, 1).contiguous(memory_format=torch.channels_last)
 
@@ -123,8 +126,8 @@ def fastest(programs: dict[str, Callable[[], Any]], repetitions: int) -> list[fl
 
 def main(config: Config) -> None:
     """Prints the table."""
-    rows = {name: functions(c, config.batch_size) for name, c in CONVOLUTIONS.items()}
-    table = Table(title=f"Batch {config.batch_size}, ms, jax {jax.__version__}")
+    rows = {name: functions(c, config) for name, c in CONVOLUTIONS.items()}
+    table = Table(title=f"Batch {config.batch_size}, {config.dtype}, ms, jax {jax.__version__}")
     table.add_column("")
     for heading in next(iter(rows.values())):
         table.add_column(heading, justify="right")

@@ -3,8 +3,9 @@
     python experiments/benchmarks/per_example.py --model bit_r50x1 --image-size 128 --batch-size 8
 
 Rows: the ordinary gradient of the batch's mean loss, which every other row is measured against;
-this library's norms, one for each parameter; the same through `vmap(grad)`; the same through
-`lax.map` over single examples. Runs of all rows alternate, so that a busy machine slows all of
+that gradient with the convolutions that this library puts in the place of XLA's on CPUs; this
+library's norms, one for each parameter; the same through `vmap(grad)`; the same through `lax.map`
+over single examples. Runs of all rows alternate, so that a busy machine slows all of
 them, and the fastest of each counts. Memory is the compiler's figure for temporary values and
 results; the time to compile is that of all cores, tracing included.
 """
@@ -22,8 +23,9 @@ from flax import linen as nn
 from rich.console import Console
 from rich.table import Table
 
+from gradnorm_jax.convolution import lower_convolutions
 from gradnorm_jax.losses import kl_to_uniform
-from gradnorm_jax.models import init_model
+from gradnorm_jax.models import get_architecture
 from gradnorm_jax.norms import entrywise_norm
 from gradnorm_jax.per_example import per_example_grad_norms
 
@@ -159,17 +161,17 @@ OWN_NETWORKS = {"scanned": Scanned, "googlenet": GoogLeNet}
 
 
 def load(name: str, images: jax.Array) -> tuple[Losses, Any]:
-    """The loss `[B]` of a network, and its parameters at random."""
-    if name in OWN_NETWORKS:
-        network = OWN_NETWORKS[name]()
-        variables = jax.jit(network.init)(jax.random.key(0), images)
-        statistics, params = flax.core.pop(variables, "params")
-        return (
-            lambda params, x: kl_to_uniform(network.apply(statistics | {"params": params}, x)),
-            params,
-        )
-    model = init_model(name, 1000, jax.random.key(0))
-    return lambda params, x: kl_to_uniform(model.apply(params, x).logits), model.params
+    """The loss `[B]` of a network as Flax runs it, and its parameters at random."""
+    own = OWN_NETWORKS.get(name)
+    network = get_architecture(name).build(1000) if own is None else own()
+    variables = jax.jit(network.init)(jax.random.key(0), images)
+    statistics, params = flax.core.pop(variables, "params")
+
+    def losses(params: Any, images: jax.Array) -> jax.Array:
+        outputs = network.apply(statistics | {"params": params}, images)
+        return kl_to_uniform(outputs if own else outputs.logits)
+
+    return losses, params
 
 
 def rows(config: Config, losses: Losses) -> dict[str, Callable[[Any, jax.Array], Any]]:
@@ -182,8 +184,12 @@ def rows(config: Config, losses: Losses) -> dict[str, Callable[[Any, jax.Array],
         gradients = gradient(params, image)
         return jax.tree.map(lambda g: entrywise_norm(g[None], ord=config.ord)[0], gradients)
 
+    def mean_gradient(losses: Losses) -> Callable[[Any, jax.Array], Any]:
+        return jax.grad(lambda params, x: losses(params, x).mean())
+
     functions = {
-        "gradient of the mean loss": jax.grad(lambda params, x: losses(params, x).mean()),
+        "gradient of the mean loss": mean_gradient(losses),
+        "the same, faster convolutions": mean_gradient(lower_convolutions(losses)),
         "per_example_grad_norms": lambda params, images: per_example_grad_norms(
             losses,
             params,

@@ -17,7 +17,7 @@ import functools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -65,6 +65,7 @@ def main(
     num_batches: int = 4,
     num_classes: int = 1000,
     repeats: int = 5,
+    dtype: Literal["float32", "bfloat16"] = "float32",
 ) -> None:
     """Times the three ways and prints the table.
 
@@ -75,8 +76,9 @@ def main(
         num_batches: of the first two ways, an even number.
         num_classes: size of the last layer.
         repeats: rounds, each of which times all three.
+        dtype: of the activations.
     """
-    network = init_model(model, num_classes, jax.random.key(0))
+    network = init_model(model, num_classes, jax.random.key(0), dtype=dtype)
     preprocess = get_preprocess(MODELS[model].preprocess)
     # The images have the network's size already: they are only scaled.
     prepare = functools.partial(scale, preprocess=preprocess)

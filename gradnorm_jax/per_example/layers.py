@@ -242,18 +242,19 @@ def _pulled_back(
 def turn_size(entry: ParameterUse, size: int, *, copies: int = 1) -> int:
     """How many examples of `size` to take at a time, without a remainder, to be compiled too.
 
-    Not all of them where a convolution's input is shifted: what is not in a loop is fused with what
-    comes before, and that computed again for every shift.
+    Not all of them, unless the kernel is 1 x 1: what is not in a loop is fused with what comes
+    before, and that computed again for every shift of a convolution's input; and dense layers take
+    longer to compile and to run.
     """
-    most = size if _is_of_positions(entry) else size // 2
+    most = size if _is_pointwise(entry) else size // 2
     at_once = max(1, min(_examples_at_once(entry) // copies, most))
     return max(step for step in range(1, at_once + 1) if size % step == 0)
 
 
-def _is_of_positions(entry: ParameterUse) -> bool:
-    """Whether it is a product at each position by itself: a dense layer, a kernel of 1 x 1."""
-    if entry.equation.primitive.name == "dot_general":
-        return True
+def _is_pointwise(entry: ParameterUse) -> bool:
+    """Whether it is a convolution with a kernel of 1 x 1."""
+    if entry.equation.primitive.name != "conv_general_dilated":
+        return False
     kernel, numbers = shape_of(entry.variable), entry.equation.params["dimension_numbers"]
     return all(kernel.shape[axis] == 1 for axis in numbers.rhs_spec[2:])
 
