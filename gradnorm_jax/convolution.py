@@ -33,6 +33,9 @@ _MANY_CHANNELS = 256
 _FEW_POSITIONS = 256
 """The copies of an image with no more, one for each offset, stay small."""
 
+_FEW_OFFSETS = 9
+"""As many copies are compiled in no time."""
+
 
 def convolve(lhs: jax.Array, rhs: jax.Array, parameters: Parameters) -> jax.Array:
     """The convolution, on CPUs by other means where these are faster: see `means_on_cpu`."""
@@ -58,7 +61,8 @@ def means_on_cpu(lhs: Array, rhs: Array, parameters: Parameters) -> Means | None
         return None
     offsets = math.prod(rhs.shape[axis] for axis in numbers.rhs_spec[2:])
     if groups == 1:
-        return _product_of_matrices if offsets == 1 or _is_wide(lhs, rhs, parameters) else None
+        wide = offsets <= _FEW_OFFSETS and _is_wide(lhs, rhs, parameters)
+        return _product_of_matrices if offsets == 1 or wide else None
     if lhs.shape[numbers.lhs_spec[1]] > groups:
         return _group_by_group
     return _sum_of_products if offsets <= _MANY_OFFSETS else None

@@ -121,15 +121,13 @@ def test_bfloat16_is_summed_in_float32(size, groups):
     np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
 
 
-@pytest.mark.parametrize(("groups", "channels"), [(1, 1), (1, 4)])
-def test_other_convolutions_are_left_alone(groups, channels):
-    x, kernel = jnp.ones((1, 5, 5, channels)), jnp.ones((3, 3, channels // groups, 4))
+@pytest.mark.parametrize(
+    ("image", "size", "channels"), [(5, 3, 1), (5, 3, 4), (5, 3, 255), (17, 3, 256), (5, 4, 256)]
+)
+def test_other_convolutions_are_left_alone(image, size, channels):
+    x, kernel = jnp.ones((1, image, image, channels)), jnp.ones((size, size, channels, 256))
     function = functools.partial(
-        convolve,
-        window_strides=(1, 1),
-        padding="SAME",
-        dimension_numbers=LAYOUTS[0],
-        feature_group_count=groups,
+        convolve, window_strides=(1, 1), padding="SAME", dimension_numbers=LAYOUTS[0]
     )
     assert str(jax.make_jaxpr(lower_convolutions(function))(x, kernel)) == str(
         jax.make_jaxpr(function)(x, kernel)
