@@ -1,6 +1,7 @@
 """Windows of a convolution: its input under each offset of the kernel."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -55,6 +56,11 @@ def geometry_of(lhs: Array, rhs: Array, parameters: Parameters) -> Geometry:
     window = (kernel - 1) * dilation + 1
     output = np.maximum((room - window) // strides + 1, 0)
     return Geometry(tuple(kernel.tolist()), tuple(output.tolist()), strides, dilation, padding)
+
+
+def count_offsets(rhs: Array, parameters: Parameters) -> int:
+    """How many entries the kernel has for each pair of channels."""
+    return math.prod(rhs.shape[axis] for axis in parameters["dimension_numbers"].rhs_spec[2:])
 
 
 def result_channels_last(result: jax.Array, parameters: Parameters) -> jax.Array:

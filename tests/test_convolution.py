@@ -121,11 +121,36 @@ def test_bfloat16_is_summed_in_float32(size, groups):
     np.testing.assert_array_equal(result, exact.astype(jnp.bfloat16))
 
 
+def test_gradients_in_bfloat16():
+    x, kernel = operands(LAYOUTS[0], (1, 1), 4, 1, 5, jnp.bfloat16)
+    options = {"window_strides": (2, 1), "padding": "SAME", "dimension_numbers": LAYOUTS[0]}
+    function = functools.partial(convolve, **options)
+
+    def gradients(function, *operands):
+        y, pull_back = jax.vjp(function, *operands)
+        return pull_back(jnp.ones_like(y))
+
+    actual = gradients(lower_convolutions(function), x, kernel)
+    exact = gradients(function, x.astype(jnp.float32), kernel.astype(jnp.float32))
+    assert {gradient.dtype for gradient in actual} == {jnp.dtype(jnp.bfloat16)}
+    rtol = float(jnp.finfo(jnp.bfloat16).eps)
+    for a, b in zip(actual, exact, strict=True):
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=rtol, atol=rtol / 8)
+
+
 @pytest.mark.parametrize(
-    ("image", "size", "channels"), [(5, 3, 1), (5, 3, 4), (5, 3, 255), (17, 3, 256), (5, 4, 256)]
+    ("image", "size", "channels", "outputs"),
+    [
+        (5, 3, 1, 4),
+        (5, 3, 4, 4),
+        (5, 3, 255, 256),
+        (5, 3, 256, 255),
+        (17, 3, 256, 256),
+        (5, 4, 256, 256),
+    ],
 )
-def test_other_convolutions_are_left_alone(image, size, channels):
-    x, kernel = jnp.ones((1, image, image, channels)), jnp.ones((size, size, channels, 256))
+def test_other_convolutions_are_left_alone(image, size, channels, outputs):
+    x, kernel = jnp.ones((1, image, image, channels)), jnp.ones((size, size, channels, outputs))
     function = functools.partial(
         convolve, window_strides=(1, 1), padding="SAME", dimension_numbers=LAYOUTS[0]
     )

@@ -5,9 +5,9 @@
 Rows: the ordinary gradient of the batch's mean loss, which every other row is measured against;
 that gradient with the convolutions that this library puts in the place of XLA's on CPUs; this
 library's norms, one for each parameter; the same through `vmap(grad)`; the same through `lax.map`
-over single examples. Runs of all rows alternate, so that a busy machine slows all of
-them, and the fastest of each counts. Memory is the compiler's figure for temporary values and
-results; the time to compile is that of all cores, tracing included.
+over single examples. Runs of all rows alternate, so that a busy machine slows all of them, and the
+fastest of each counts. Memory is the compiler's figure for temporary values and results; the time
+to compile is that of all cores, tracing included.
 """
 
 import dataclasses

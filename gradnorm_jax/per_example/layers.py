@@ -27,6 +27,7 @@ from gradnorm_jax.per_example.analysis import ParameterUse
 from gradnorm_jax.per_example.ordering import after
 from gradnorm_jax.per_example.placement import as_varying
 from gradnorm_jax.per_example.turns import in_turns
+from gradnorm_jax.windows import count_offsets
 
 Sources = tuple[jax.Array, ...]
 """What a kernel is made of, the parameter the first."""
@@ -255,8 +256,7 @@ def _is_pointwise(entry: ParameterUse) -> bool:
     """Whether it is a convolution with a kernel of 1 x 1."""
     if entry.equation.primitive.name != "conv_general_dilated":
         return False
-    kernel, numbers = shape_of(entry.variable), entry.equation.params["dimension_numbers"]
-    return all(kernel.shape[axis] == 1 for axis in numbers.rhs_spec[2:])
+    return count_offsets(shape_of(entry.variable), entry.equation.params) == 1
 
 
 def _batch_axes(entry: ParameterUse) -> tuple[int | None, int | None]:

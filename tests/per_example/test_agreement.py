@@ -84,11 +84,14 @@ def test_every_order(build, order, x64):
     np.testing.assert_allclose(combine_norms(norms, ord=order), expected, rtol=1e-10)
 
 
-@pytest.mark.parametrize("examples", [1, 2, 3])
+@pytest.mark.parametrize("examples", [1, 2, 3, 12])
 def test_gradients_of_a_few_examples_at_a_time(examples, x64, monkeypatch):
     monkeypatch.setattr(layers, "_examples_at_once", lambda entry: examples)
     network = networks.odd_convolutions(jnp.float64)
+    # Nine, so that there are turns of three.
+    network = network._replace(batch=jnp.concatenate([c * network.batch for c in (1, 2, -1)]))
     assert len(network.batch) % 2
+    assert len(network.batch) == 9
     norms = per_example_grad_norms(*network)
     assert_close(norms, reference.norms(reference.gradients(network), 1), 1e-10)
 
