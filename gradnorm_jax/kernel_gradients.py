@@ -29,6 +29,7 @@ from gradnorm_jax.windows import (
     Geometry,
     Parameters,
     channels_last,
+    geometry_of,
     offsets_of,
     patches,
     result_channels_last,
@@ -115,22 +116,40 @@ def _factors(
     return patches(x, of_x), patches(g, of_g, reverse=True)
 
 
+def count_entries_of_factors(lhs: Array, rhs: Array, parameters: Parameters) -> int:
+    """How many entries both `factors` have together."""
+    numbers = parameters["dimension_numbers"]
+    batch, channel, *space = numbers.lhs_spec
+    x = tuple(lhs.shape[axis] for axis in (batch, *space, channel))
+    geometry = geometry_of(lhs, rhs, parameters)
+    return int(min(_count_entries(x, rhs.shape[numbers.rhs_spec[0]], geometry)))
+
+
 def _shifts_rows_of_cotangent(
     x: jax.Array, g: jax.Array, geometry: Geometry, *, ordered: bool = False
 ) -> bool:
-    """Whether rows are shifted in g: if all of g's rows are in x, and copies are fewer so.
+    """Whether rows are shifted in g: if they can be, and copies are fewer so.
 
     With `ordered`, what it takes to put the product in the kernel's order counts as well.
     """
-    if geometry.strides[0] > 1 or geometry.padding[0][2]:
-        return False
-    rows, others = geometry.kernel[0], math.prod(geometry.kernel[1:])
-    channels, outputs = x.shape[-1], g.shape[-1]
+    in_x, in_both = _count_entries(x.shape, g.shape[-1], geometry)
+    reordering = math.prod(geometry.kernel) * x.shape[-1] * g.shape[-1] if ordered else 0
+    return in_x - in_both > reordering
+
+
+def _count_entries(x: tuple[int, ...], outputs: int, geometry: Geometry) -> tuple[float, float]:
+    """Of both factors for x `[N, *space, C]`: if x is shifted alone, and if rows are in g.
+
+    Rows can be shifted in g if all of g's rows are in x; infinity if they are not.
+    """
     height, *width = geometry.output
-    in_x = height * (rows * others * channels + outputs)
-    in_both = x.shape[1] * (others * channels + rows * outputs)
-    reordering = rows * others * channels * outputs if ordered else 0
-    return len(x) * math.prod(width) * (in_x - in_both) > reordering
+    rows, *columns = geometry.kernel
+    examples, rows_of_x, *_, channels = x
+    each, others = examples * math.prod(width), math.prod(columns)
+    in_x = each * height * (rows * others * channels + outputs)
+    if geometry.strides[0] > 1 or geometry.padding[0][2]:
+        return in_x, math.inf
+    return in_x, each * rows_of_x * (others * channels + rows * outputs)
 
 
 def _split(geometry: Geometry, height: int) -> tuple[Geometry, Geometry]:

@@ -83,10 +83,11 @@ def patches(x: jax.Array, geometry: Geometry, *, reverse: bool = False) -> jax.A
 
     Few are joined at once; many are put together in a loop, which takes less to compile.
     """
-    offsets = offsets_of(geometry)[:: -1 if reverse else 1]
-    view = view_at(x, geometry)
+    step = -1 if reverse else 1
+    offsets = offsets_of(geometry)[::step]
     if len(offsets) <= _FEW_OFFSETS:
-        return jnp.concatenate([view(offset) for offset in offsets], axis=-1)
+        return jnp.concatenate([*views(x, geometry)][::step], axis=-1)
+    view = view_at(x, geometry)
     first = view(offsets[0])
 
     def put(number: jax.Array, joined: jax.Array) -> jax.Array:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 from jax import lax
 
-from gradnorm_jax.kernel_gradients import factors, kernel_gradient, kernel_gradient_entries
+from gradnorm_jax.kernel_gradients import (
+    count_entries_of_factors,
+    factors,
+    kernel_gradient,
+    kernel_gradient_entries,
+)
 
 # The kernel's extent, its channels, what else a convolution can be told; and whether rows are
 # shifted in the cotangent, for which they must not be strided, and worth it.
@@ -50,5 +55,6 @@ def test_one_product_is_the_gradient(case, x64):
     np.testing.assert_allclose(by_offset, expected, rtol=1e-11, atol=1e-12)
     np.testing.assert_allclose(np.sort(entries, axis=None), np.sort(joined, axis=None), rtol=1e-11)
     y = equation.outvars[0].aval
-    _, g = jax.eval_shape(functools.partial(factors, parameters=parameters), x, kernel, y)
+    f, g = jax.eval_shape(functools.partial(factors, parameters=parameters), x, kernel, y)
+    assert count_entries_of_factors(x, kernel, parameters) == f.size + g.size
     assert (g.shape[-1] > y.shape[-1]) == rows_of_cotangent

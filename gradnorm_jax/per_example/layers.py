@@ -243,11 +243,12 @@ def _pulled_back(
 def turn_size(entry: ParameterUse, size: int, *, copies: int = 1) -> int:
     """How many examples of `size` to take at a time, without a remainder, to be compiled too.
 
-    Not all of them, unless the kernel is 1 x 1: what is not in a loop is fused with what comes
-    before, and that computed again for every shift of a convolution's input; and dense layers take
-    longer to compile and to run.
+    On CPUs not all of them, unless the kernel is 1 x 1: what is not in a loop is fused with what
+    comes before, and that computed again for every shift of a convolution's input; and dense layers
+    take longer to compile and to run. Accelerators wait for each turn of a loop.
     """
-    most = size if _is_pointwise(entry) else size // 2
+    in_one = _is_pointwise(entry) or jax.default_backend() != "cpu"
+    most = size if in_one else size // 2
     at_once = max(1, min(_examples_at_once(entry) // copies, most))
     return max(step for step in range(1, at_once + 1) if size % step == 0)
 
@@ -272,9 +273,8 @@ def _examples_at_once(entry: ParameterUse) -> int:
     rows, fan_in, fan_out = sizes(entry)
     of_factors, params = rows * fan_in, entry.equation.params
     if params.get("feature_group_count") == 1:
-        shapes = map(shape_of, (*entry.equation.invars, *entry.equation.outvars))
-        factors = functools.partial(kernel_gradients.factors, parameters=params)
-        of_factors = sum(x.size for x in jax.eval_shape(factors, *shapes))
+        lhs, rhs = map(shape_of, entry.equation.invars)
+        of_factors = kernel_gradients.count_entries_of_factors(lhs, rhs, params)
     size = (of_factors + fan_in * fan_out) * shape_of(entry.variable).dtype.itemsize
     return fast_memory() // max(1, size)
 

@@ -96,6 +96,16 @@ def test_gradients_of_a_few_examples_at_a_time(examples, x64, monkeypatch):
     assert_close(norms, reference.norms(reference.gradients(network), 1), 1e-10)
 
 
+def test_on_accelerators_all_examples_at_once(x64, monkeypatch):
+    turns = []
+    monkeypatch.setattr(layers, "in_turns", lambda *operands: turns.append(operands))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    network = networks.odd_convolutions(jnp.float64)
+    norms = per_example_grad_norms(*network)
+    assert_close(norms, reference.norms(reference.gradients(network), 1), 1e-10)
+    assert not turns
+
+
 def test_layers_that_differ_in_their_constants(x64):
     """Equal layers share the function that measures them; masks of their own make them unequal."""
     masks = np.random.default_rng(0).integers(0, 2, (3, 12, 12)).astype(float)
