@@ -82,8 +82,9 @@ def test_sigterm_waits_once_it_is_polled_for():
     [(signal.SIGTERM, 75, "stopped"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_signals_in_the_first_seconds(signal_number, status, word, tmp_path):
-    # A slow import.
-    (tmp_path / "tyro.py").write_text("import time\nprint(flush=True)\ntime.sleep(60)\n")
+    # A slow import, in short sleeps: a signal that comes just before one does not end it.
+    sleep = "import time\nprint(flush=True)\nfor _ in range(600):\n    time.sleep(0.1)\n"
+    (tmp_path / "tyro.py").write_text(sleep)
     code = "from gradnorm_jax.cli import main; main()"
     process = subprocess.Popen(
         [sys.executable, "-c", code, "demo"],
