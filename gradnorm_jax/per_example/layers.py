@@ -247,8 +247,7 @@ def turn_size(entry: ParameterUse, size: int, *, copies: int = 1) -> int:
     comes before, and that computed again for every shift of a convolution's input; and dense layers
     take longer to compile and to run. Accelerators wait for each turn of a loop.
     """
-    in_one = _is_pointwise(entry) or jax.default_backend() != "cpu"
-    most = size if in_one else size // 2
+    most = size // 2 if _on_cpu() and not _is_pointwise(entry) else size
     at_once = max(1, min(_examples_at_once(entry) // copies, most))
     return max(step for step in range(1, at_once + 1) if size % step == 0)
 
@@ -281,7 +280,11 @@ def _examples_at_once(entry: ParameterUse) -> int:
 
 def fast_memory() -> int:
     """How many bytes are fast to write and to read again."""
-    return _FEW_BYTES if jax.default_backend() == "cpu" else _MANY_BYTES
+    return _FEW_BYTES if _on_cpu() else _MANY_BYTES
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
 
 
 def sizes(entry: ParameterUse) -> tuple[int, int, int]:
